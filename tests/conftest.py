@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests: one Ray instance for the whole session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# One thread per process: results depend on it, and two cores are shared with Ray's own processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for the session; starting it takes ten seconds or more."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=16,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
