@@ -1,1 +1,1 @@
-
+"""Where training runs: Ray actors, Ray Data, MLflow, jobs, the configuration, the command line."""

@@ -1,0 +1,146 @@
+"""Parameters with their gradients: whole ones, rows of one, and embeddings with sparse gradients.
+
+Every parameter carries its whole-model name and the rows of it that are held here, so that a shard
+knows its place in the model without knowing who holds the rest. The gradient is the sum over the
+batch's sentences; the optimiser divides.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.initialization import uniform_rows
+from model.precision import Precision
+
+
+@dataclass(frozen=True)
+class ParameterRows:
+    """Rows [start, stop) of the whole-model parameter `name`, which has `shape`."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> str:
+        """The name, with the rows when they are not all of them: `softmax.weight[0:20000]`."""
+        whole = (self.start, self.stop) == (0, self.shape[0])
+        return self.name if whole else f"{self.name}[{self.start}:{self.stop}]"
+
+
+class Parameter:
+    """Some rows of a parameter: master value, its copy in the compute format, and its gradient."""
+
+    def __init__(self, rows: ParameterRows, value: Tensor, precision: Precision) -> None:
+        self.rows = rows
+        self.value = value
+        # One tensor serves as both when the formats agree.
+        self.compute = value.to(precision.compute)
+        self._gradient: Tensor | None = None
+
+    @classmethod
+    def initial(
+        cls, rows: ParameterRows, scale: float, seed: int, precision: Precision, device: str
+    ) -> "Parameter":
+        """Create the parameter with its initial values."""
+        drawn = uniform_rows(seed, rows.name, rows.shape, rows.start, rows.stop, scale)
+        return cls(rows, drawn.to(device=device, dtype=precision.state), precision)
+
+    @property
+    def name(self) -> str:
+        """The whole-model name."""
+        return self.rows.name
+
+    def load(self, value: Tensor) -> None:
+        """Replace the held rows by `value`, of the same shape."""
+        self.value.copy_(value)
+        self._refresh(slice(None))
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add to the gradient; the tensor may be kept, so the caller must not change it later."""
+        if self._gradient is None:
+            self._gradient = gradient.to(self.value.dtype)
+        else:
+            self._gradient.add_(gradient)
+
+    def gradient(self) -> Tensor:
+        """Return the gradient summed so far, dense, of the value's shape."""
+        return torch.zeros_like(self.value) if self._gradient is None else self._gradient
+
+    def squared_norm(self) -> float:
+        """Return the sum of the squares of the gradient's entries."""
+        if self._gradient is None:
+            return 0.0
+        return float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64)) ** 2
+
+    def descend(self, step_size: float) -> None:
+        """Subtract step_size times the gradient, and start a new gradient."""
+        if self._gradient is not None:
+            self.value.add_(self._gradient, alpha=-step_size)
+            self._refresh(slice(None))
+        self.clear_gradient()
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient."""
+        self._gradient = None
+
+    def _refresh(self, rows: slice | Tensor) -> None:
+        if self.compute is not self.value:
+            self.compute[rows] = self.value[rows].to(self.compute.dtype)
+
+
+class RowParameter(Parameter):
+    """A parameter of which a batch touches few rows: its gradient is kept as (rows, values)."""
+
+    def __init__(self, rows: ParameterRows, value: Tensor, precision: Precision) -> None:
+        super().__init__(rows, value, precision)
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    def add_row_gradient(self, ids: Tensor, gradients: Tensor) -> None:
+        """Add `gradients` (N, E) to the rows `ids` (N,), which may repeat."""
+        self._parts.append((ids, gradients))
+
+    def gradient(self) -> Tensor:
+        """Return the gradient summed so far, dense."""
+        dense = torch.zeros_like(self.value)
+        ids, sums = self._merged()
+        dense[ids] = sums
+        return dense
+
+    def squared_norm(self) -> float:
+        """Return the sum of squares after repeated rows were added up."""
+        _, sums = self._merged()
+        return float(torch.linalg.vector_norm(sums, dtype=torch.float64)) ** 2
+
+    def descend(self, step_size: float) -> None:
+        """Subtract step_size times the gradient from the touched rows only."""
+        ids, sums = self._merged()
+        self.value.index_add_(0, ids, sums, alpha=-step_size)
+        self._refresh(ids)
+        self.clear_gradient()
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient."""
+        self._parts = []
+
+    def _merged(self) -> tuple[Tensor, Tensor]:
+        if not self._parts:
+            ids = torch.empty(0, dtype=torch.int64, device=self.value.device)
+            return ids, self.value[:0]
+        if len(self._parts) > 1 or not _strictly_increasing(self._parts[0][0]):
+            ids = torch.cat([part for part, _ in self._parts])
+            unique, inverse = torch.unique(ids, return_inverse=True)
+            sums = self.value.new_zeros((len(unique), *self.value.shape[1:]))
+            for (_, gradients), places in zip(
+                self._parts, inverse.split([len(part) for part, _ in self._parts]), strict=True
+            ):
+                sums.index_add_(0, places, gradients.to(sums.dtype))
+            self._parts = [(unique, sums)]
+        ids, sums = self._parts[0]
+        return ids, sums.to(self.value.dtype)
+
+
+def _strictly_increasing(ids: Tensor) -> bool:
+    return bool((ids[1:] > ids[:-1]).all())

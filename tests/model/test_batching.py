@@ -1,0 +1,68 @@
+"""Batches: order, reversal, padding, microbatches and time chunks."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.batching import even_bounds, length_order, make_batch
+from model.vocabulary import EOS_ID
+from tests.batches import random_batch, random_pairs
+
+
+def test_source_is_reversed_and_both_sides_end_in_the_end_symbol() -> None:
+    batch = make_batch([([5, 6], [7]), ([2, 3, 4], [8, 9])])
+    assert batch.source.tolist() == [[4, 3, 2, EOS_ID], [6, 5, EOS_ID, EOS_ID]]
+    assert batch.target.tolist() == [[8, 9, EOS_ID], [7, EOS_ID, EOS_ID]]
+    assert batch.source_lengths.tolist() == [4, 3]
+    assert batch.target_lengths.tolist() == [3, 2]
+    assert (batch.num_words, batch.num_target_tokens) == (12, 5)
+    assert batch.padding_fraction == 1 - 12 / 14
+
+
+def test_forward_source_keeps_the_words_order() -> None:
+    assert make_batch([([2, 3, 4], [5])], reverse_source=False).source.tolist() == [
+        [2, 3, 4, EOS_ID]
+    ]
+
+
+def test_decoder_reads_the_word_before_each_target() -> None:
+    chunk = make_batch([([5], [7, 8])]).target_chunk(0, 3)
+    assert chunk.tokens.t().tolist() == [[EOS_ID, 7, 8]]
+    assert chunk.targets is not None
+    assert chunk.targets.t().tolist() == [[7, 8, EOS_ID]]
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_even_bounds_cover_everything_once(length: int, num_parts: int) -> None:
+    bounds = even_bounds(length, num_parts)
+    assert [index for start, stop in bounds for index in range(start, stop)] == list(range(length))
+    sizes = [stop - start for start, stop in bounds]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_microbatches_and_chunks_put_together_are_the_batch(
+    num_pairs: int, num_microbatches: int, num_chunks: int, seed: int
+) -> None:
+    batch = random_batch(num_pairs, seed=seed)
+    parts = batch.split(num_microbatches)
+    assert torch.equal(torch.cat([part.source for part in parts]), batch.source)
+    whole = batch.source_chunk(0, batch.source_positions)
+    for part in parts:
+        chunks = [
+            part.source_chunk(start, stop)
+            for start, stop in even_bounds(batch.source_positions, num_chunks)
+        ]
+        assert torch.equal(torch.cat([chunk.tokens for chunk in chunks]).t(), part.source)
+        active = [count for chunk in chunks for count in chunk.active]
+        assert sum(active) == int(part.source_lengths.sum())
+        assert sorted(active, reverse=True) == active
+    assert sum(whole.active) == int(batch.source_lengths.sum())
+
+
+def test_length_order_names_the_pair_of_each_row() -> None:
+    pairs = random_pairs(9, source_words=11, target_words=13)
+    batch = make_batch(pairs, reverse_source=False)
+    for row, index in enumerate(length_order(pairs)):
+        length = int(batch.source_lengths[row]) - 1
+        assert batch.source[row, :length].tolist() == pairs[index][0]

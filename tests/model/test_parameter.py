@@ -1,0 +1,73 @@
+"""Initial values that do not depend on the cut, and gradients of rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.errors import UserError
+from model.initialization import uniform_rows
+from model.parameter import Parameter, ParameterRows, RowParameter
+from model.precision import Precision
+
+FLOAT64 = Precision("float64")
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2500), st.integers(0, 2500))
+def test_rows_drawn_alone_equal_the_same_rows_of_the_whole(first: int, second: int) -> None:
+    start, stop = sorted((first, second))
+    whole = uniform_rows(7, "softmax.weight", (2500, 3), 0, 2500, 0.08)
+    alone = uniform_rows(7, "softmax.weight", (2500, 3), start, stop, 0.08)
+    assert torch.equal(alone, whole[start:stop])
+
+
+def test_initial_values_are_uniform_and_differ_by_seed_and_name() -> None:
+    def draw(seed: int, name: str) -> torch.Tensor:
+        return uniform_rows(seed, name, (3000, 40), 0, 3000, 0.08)
+
+    values = draw(1, "a")
+    assert float(values.abs().max()) <= 0.08
+    assert float(values.mean().abs()) < 1e-3
+    assert float(values.std()) == pytest.approx(0.08 / 3**0.5, rel=0.01)
+    assert not torch.equal(values, draw(2, "a"))
+    assert not torch.equal(values, draw(1, "b"))
+
+
+def embedding() -> RowParameter:
+    rows = ParameterRows("source_embedding.weight", (6, 2), 0, 6)
+    return RowParameter(rows, torch.arange(12, dtype=torch.float64).view(6, 2), FLOAT64)
+
+
+def test_row_gradients_of_repeated_words_add_up() -> None:
+    sparse, dense = embedding(), embedding().value
+    first, second = torch.randn(4, 2).double(), torch.randn(2, 2).double()
+    sparse.add_row_gradient(torch.tensor([4, 0, 4, 4]), first)
+    sparse.add_row_gradient(torch.tensor([0, 5]), second)
+    expected = torch.zeros(6, 2).double()
+    expected.index_put_((torch.tensor([4, 0, 4, 4]),), first, accumulate=True)
+    expected.index_put_((torch.tensor([0, 5]),), second, accumulate=True)
+
+    torch.testing.assert_close(sparse.gradient(), expected)
+    assert sparse.squared_norm() == pytest.approx(float(expected.square().sum()))
+    sparse.descend(0.5)
+    torch.testing.assert_close(sparse.value, dense - 0.5 * expected)
+    assert float(sparse.gradient().abs().sum()) == 0.0
+
+
+def test_a_parameter_without_gradient_stays_as_it_is() -> None:
+    for parameter in (embedding(), Parameter(embedding().rows, embedding().value, FLOAT64)):
+        before = parameter.value.clone()
+        assert parameter.squared_norm() == 0.0
+        parameter.descend(1.0)
+        assert torch.equal(parameter.value, before)
+
+
+def test_key_names_the_rows_of_a_shard_only() -> None:
+    assert ParameterRows("softmax.weight", (10, 2), 0, 10).key == "softmax.weight"
+    assert ParameterRows("softmax.weight", (10, 2), 5, 10).key == "softmax.weight[5:10]"
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(UserError, match="float16.*float32, bfloat16, float64"):
+        Precision("float16")
