@@ -10,7 +10,6 @@ from model.batching import Batch
 from model.network import ModelConfig
 from model.vocabulary import EOS_ID
 
-
 State = tuple[Tensor, Tensor]
 
 
