@@ -1,0 +1,185 @@
+"""The configuration of one run: one YAML file, checked as a whole.
+
+The sections stand in `cluster.config_corpus` and `cluster.config_sections`; this is the root that
+holds them, refuses layouts that cannot work, and derives what follows from them.
+`cluster.config_file` reads the file and words what is wrong with it. Paths are relative to the
+folder in which the command runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from cluster.config_corpus import CorpusConfig, CorpusFiles, VocabularyConfig
+from cluster.config_file import ConfigError, load_validated, validate
+from cluster.config_sections import (
+    CheckpointConfig,
+    ClusterConfig,
+    EvaluationConfig,
+    ModelSection,
+    PipelineConfig,
+    Section,
+    TrackingConfig,
+    TrainingConfig,
+)
+from cluster.strict_yaml import dump_yaml
+
+if TYPE_CHECKING:
+    from model.seq2seq import ModelConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "ConfigError",
+    "CorpusConfig",
+    "CorpusFiles",
+    "EvaluationConfig",
+    "ModelSection",
+    "PipelineConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "VocabularyConfig",
+]
+
+Scalar = str | int | float | bool | None
+
+
+class Config(Section):
+    """Everything about one run; built by `Config.load` from a YAML file and overrides."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = Field(
+        description="Name of the run: letters, digits, dot, dash and underscore"
+    )
+    seed: int = Field(
+        default=1, ge=0, lt=2**63, description="Start of everything that is drawn at random"
+    )
+    corpus: CorpusConfig = Field(description="The text")
+    model: ModelSection = Field(default_factory=ModelSection, description="The network")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The optimiser")
+    pipeline: PipelineConfig = Field(default_factory=PipelineConfig, description="The layout")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="The machines")
+    checkpoint: CheckpointConfig = Field(description="The kept states")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Scoring")
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig, description="MLflow")
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, apply `section.key=value` overrides in their order, and validate.
+
+        Raises ConfigError, which lists every problem, if anything is wrong with it.
+        """
+        return load_validated(cls, Path(path), overrides)
+
+    @model_validator(mode="after")
+    def _layout_is_possible(self) -> Self:
+        problems = list(self._layout_problems())
+        if problems:
+            raise ValueError(*problems)
+        return self
+
+    def _layout_problems(self) -> Iterator[str]:
+        if self.pipeline.placement == "paper":
+            yield from self._placement_problems()
+        if self.pipeline.microbatches > self.training.batch_size:
+            yield (
+                f"pipeline.microbatches={self.pipeline.microbatches} is more than the "
+                f"training.batch_size={self.training.batch_size} sentences of a batch; "
+                "lower it or raise training.batch_size"
+            )
+        num_positions = self.corpus.max_length + 1
+        if self.pipeline.time_chunks > num_positions:
+            yield (
+                f"pipeline.time_chunks={self.pipeline.time_chunks} is more than the {num_positions}"
+                f" positions of the longest sentence (corpus.max_length={self.corpus.max_length} "
+                "and </s>); lower it"
+            )
+
+    def _placement_problems(self) -> Iterator[str]:
+        if self.num_layer_ranks > self.model.num_layers:
+            yield (
+                f"pipeline.layer_ranks={self.num_layer_ranks} is more than "
+                f"model.num_layers={self.model.num_layers}; a rank needs at least one layer: "
+                "lower pipeline.layer_ranks, or set it to null for one rank a layer"
+            )
+        num_words = self.corpus.target_vocabulary.size
+        if self.pipeline.softmax_ranks > num_words:
+            yield (
+                f"pipeline.softmax_ranks={self.pipeline.softmax_ranks} is more than "
+                f"corpus.target_vocabulary.size={num_words}; a rank needs at least one word: "
+                "lower pipeline.softmax_ranks"
+            )
+
+    @property
+    def num_layer_ranks(self) -> int:
+        """Ranks that hold layers: one if the placement is `single`."""
+        if self.pipeline.placement == "single":
+            return 1
+        return self.pipeline.layer_ranks or self.model.num_layers
+
+    @property
+    def num_softmax_ranks(self) -> int:
+        """Ranks that hold nothing but a part of the softmax: none if the placement is `single`."""
+        return 0 if self.pipeline.placement == "single" else self.pipeline.softmax_ranks
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of the pipeline, so also devices."""
+        return self.num_layer_ranks + self.num_softmax_ranks
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network without biases, as the paper counts, for full vocabularies."""
+        sizes = self.corpus.source_vocabulary.size, self.corpus.target_vocabulary.size
+        return self.model_config_for(*sizes).num_parameters()
+
+    def model_config_for(
+        self, source_vocabulary_size: int, target_vocabulary_size: int
+    ) -> "ModelConfig":
+        """Give the network's shape for vocabularies as they were built.
+
+        They can be smaller than configured, when the corpus has fewer different words.
+        """
+        from model.seq2seq import ModelConfig  # brings in torch, which most commands do not need
+
+        return ModelConfig(
+            source_vocabulary_size=source_vocabulary_size,
+            target_vocabulary_size=target_vocabulary_size,
+            num_layers=self.model.num_layers,
+            hidden_size=self.model.hidden_size,
+            embedding_size=self.model.embedding_size,
+            peepholes=self.model.peepholes,
+            init_scale=self.model.init_scale,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the configuration in JSON's types; `from_dict` reads it back to an equal one."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave, for example out of a checkpoint's manifest.
+
+        Raises ConfigError if the fields are not those of a configuration of this version.
+        """
+        return validate(cls, fields, origin="the stored configuration")
+
+    def to_yaml(self) -> str:
+        """Give the configuration as a YAML file that `load` reads back to an equal one."""
+        return dump_yaml(self.to_dict())
+
+    def flat(self) -> dict[str, Scalar]:
+        """Give every setting under its dotted name, lists joined by commas: MLflow's parameters."""
+        return dict(_flatten(self.to_dict(), ""))
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", value
