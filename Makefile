@@ -21,7 +21,7 @@ setup: .venv/.installed ## make .venv from the pinned versions in constraints.tx
 	@touch $@
 
 quickstart: setup ## train and evaluate a small model on real text, about five minutes
-	$(BIN)/python -m cluster.quickstart
+	$(BIN)/baton quickstart
 
 test: setup ## the tests, without the slow ones
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cluster import cli_train, cli_translate
+from cluster import cli_quickstart, cli_train, cli_translate
 from cluster.interruption import Interrupted
 from model.errors import UserError
 
@@ -41,6 +41,7 @@ def _config() -> None:
     """Look at configurations."""
 
 
+app.command()(cli_quickstart.quickstart)
 app.command()(cli_train.fetch)
 app.command()(cli_train.prepare)
 app.command()(cli_train.train)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model.batching import Batch
-from model.optimizer import gradient_scale
+from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.seq2seq import Seq2Seq
 from model.softmax import LossSum
 
@@ -24,14 +24,16 @@ class Trainer:
         self.clip_norm = clip_norm
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """Make one update. Raises NonFiniteGradientError before anything is changed."""
+        """Make one update. Raises NonFiniteGradientError before any value is changed."""
         loss = self.model.loss_and_gradients(batch)
         parameters = self.model.parameters().values()
-        scale = gradient_scale(
-            (parameter.squared_norm() for parameter in parameters),
-            batch.num_sentences,
-            self.clip_norm,
-        )
+        norms = [parameter.squared_norm() for parameter in parameters]
+        try:
+            scale = gradient_scale(norms, batch.num_sentences, self.clip_norm)
+        except NonFiniteGradientError:
+            for parameter in parameters:
+                parameter.clear_gradient()
+            raise
         for parameter in parameters:
             parameter.descend(learning_rate * scale.factor)
         return StepResult(loss, scale.norm)

@@ -49,6 +49,7 @@ def test_non_finite_gradient_stops_before_the_update() -> None:
         Trainer(model).step(random_batch(4), learning_rate=0.7)
     for name, parameter in model.parameters().items():
         assert torch.equal(parameter.value.nan_to_num(), before[name].nan_to_num())
+        assert not parameter.gradient().any(), "the next step must not inherit the NaN"
 
 
 def test_scale_divides_by_sentences_and_clips_at_the_norm() -> None:

@@ -1,0 +1,71 @@
+"""A whole pipeline in one process, a thread a rank: for tests, and for a look with a debugger."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from torch import Tensor
+
+from model.batching import Batch
+from model.parameter import Parameter
+from model.softmax import LossSum
+from model.trainer import StepResult
+from pipeline.plan import Plan
+from pipeline.stage import Stage, StageResult
+from pipeline.transport import TransportError, in_process_transports
+
+Result = TypeVar("Result")
+
+
+class InProcessPipeline:
+    """All stages of a plan, joined inside this process."""
+
+    def __init__(self, plan: Plan, device: str = "cpu", timeout_s: float = 60.0) -> None:
+        transports = in_process_transports(plan.num_ranks, timeout_s)
+        self.plan = plan
+        self.stages = [
+            Stage(plan, rank, transport, device) for rank, transport in enumerate(transports)
+        ]
+
+    def train_step(self, batch: Batch, learning_rate: float, clip_norm: float | None) -> StepResult:
+        """Make one update on all ranks; raises the first rank's own error."""
+        results = self.each(lambda stage: stage.train_step(batch, learning_rate, clip_norm))
+        return StepResult(_total_loss(results), results[0].gradient_norm)
+
+    def evaluate(self, batch: Batch) -> LossSum:
+        """Return the loss of a batch."""
+        return _total_loss(self.each(lambda stage: stage.evaluate(batch)))
+
+    def accumulate(self, batch: Batch) -> LossSum:
+        """Add a batch's gradients to those of the parameters; return its loss."""
+        self.each(lambda stage: stage.accumulate(batch))
+        return sum((stage.take_loss() for stage in self.stages), LossSum())
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Return all pieces of all parameters by key, in the canonical order."""
+        held = {key: p for stage in self.stages for key, p in stage.parameters().items()}
+        return {rows.key: held[rows.key] for rows in self.plan.parameter_rows}
+
+    def whole(self, tensor_of: Callable[[Parameter], Tensor]) -> dict[str, Tensor]:
+        """Return a tensor of every whole-model parameter, its pieces put together."""
+        wholes: dict[str, Tensor] = {}
+        for parameter in self.parameters().values():
+            rows, piece = parameter.rows, tensor_of(parameter)
+            if rows.name not in wholes:
+                wholes[rows.name] = piece.new_empty(rows.shape)
+            wholes[rows.name][rows.start : rows.stop] = piece
+        return wholes
+
+    def each(self, work: Callable[[Stage], Result]) -> list[Result]:
+        """Run something on every stage at once; return the results in rank order."""
+        with ThreadPoolExecutor(len(self.stages)) as threads:
+            futures = [threads.submit(work, stage) for stage in self.stages]
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if errors:
+            # The ranks that only lost the others say less than the one that failed first.
+            raise min(errors, key=lambda error: isinstance(error, TransportError))
+        return [future.result() for future in futures]
+
+
+def _total_loss(results: list[StageResult]) -> LossSum:
+    return sum((result.loss for result in results), LossSum())

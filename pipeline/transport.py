@@ -1,0 +1,172 @@
+"""What moves tensors between ranks: the protocol, and one inside a process for tests.
+
+Between each ordered pair of ranks, messages arrive in the order in which they were sent, and
+receives are posted in that order. Both sides know every shape beforehand, so only numbers travel;
+tensors of no elements do not travel at all.
+"""
+
+import queue
+import threading
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+
+class TransportError(UserError):
+    """A tensor could not be moved: a peer died, hung beyond the timeout, or closed the transport.
+
+    The transport is closed then, so that the peers learn of it; connect a new one.
+    """
+
+
+class Pending(Protocol):
+    """A tensor that is on its way."""
+
+    def wait(self) -> Tensor:
+        """Return the tensor once it is there; raises TransportError."""
+
+
+class Transport(Protocol):
+    """The ways between this rank and the `num_ranks` ranks of its group, itself among them."""
+
+    rank: int
+    num_ranks: int
+    bytes_sent: int
+
+    def send(self, tensor: Tensor, destination: int, tag: int) -> None:
+        """Send without waiting; the caller must not change the tensor before `flush`."""
+
+    def receive(self, shape: tuple[int, ...], dtype: torch.dtype, source: int, tag: int) -> Pending:
+        """Post the receive of the next message from a rank; `tag` must be the sender's."""
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a float64 vector over the ranks, with the same bits on all of them."""
+
+    def flush(self) -> None:
+        """Wait until all that was sent has left."""
+
+    def close(self) -> None:
+        """Leave the group; peers that still wait for this rank get a TransportError."""
+
+
+class Arrived:
+    """A tensor that needed no way."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def wait(self) -> Tensor:
+        """Return it."""
+        return self._tensor
+
+
+class _Hub:
+    """What the threads of an in-process group share."""
+
+    def __init__(self, num_ranks: int, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.queues: dict[tuple[int, int], queue.SimpleQueue[tuple[int, Tensor] | None]] = {
+            (source, destination): queue.SimpleQueue()
+            for source in range(num_ranks)
+            for destination in range(num_ranks)
+        }
+        self.barrier = threading.Barrier(num_ranks)
+        self.terms: list[Tensor | None] = [None] * num_ranks
+
+
+class InProcessTransport:
+    """One rank's end of a group of threads; make all of them with `in_process_transports`."""
+
+    def __init__(self, rank: int, num_ranks: int, hub: _Hub) -> None:
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.bytes_sent = 0
+        self._hub = hub
+        self._early: dict[tuple[int, int], Tensor] = {}
+
+    def send(self, tensor: Tensor, destination: int, tag: int) -> None:
+        """Hand over a copy, as a real network would."""
+        if tensor.numel():
+            self._hub.queues[self.rank, destination].put((tag, tensor.clone()))
+            self.bytes_sent += tensor.nbytes
+
+    def receive(self, shape: tuple[int, ...], dtype: torch.dtype, source: int, tag: int) -> Pending:
+        """Look into the queue when the tensor is waited for."""
+        expected = torch.empty(shape, dtype=dtype)
+        if not expected.numel():
+            return Arrived(expected)
+        return _InProcessPending(self, expected, source, tag)
+
+    def take(self, source: int, tag: int) -> Tensor:
+        """Return a message from a rank, and lay aside those that came before it."""
+        while (source, tag) not in self._early:
+            arrived, tensor = self._next(source)
+            self._early[source, arrived] = tensor
+        return self._early.pop((source, tag))
+
+    def _next(self, source: int) -> tuple[int, Tensor]:
+        arrivals = self._hub.queues[source, self.rank]
+        try:
+            message = arrivals.get(timeout=self._hub.timeout_s)
+        except queue.Empty:
+            raise TransportError(
+                f"rank {self.rank} got nothing from rank {source} in {self._hub.timeout_s} s; "
+                "see what that rank does, or raise the timeout"
+            ) from None
+        if message is None:
+            # The mark stays, for whoever looks again.
+            arrivals.put(None)
+            raise TransportError(
+                f"rank {source} left while rank {self.rank} waited for it; see its error"
+            )
+        return message
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Add in rank order, on every rank."""
+        self._hub.terms[self.rank] = tensor.clone()
+        self._meet()
+        terms = [term for term in self._hub.terms if term is not None]
+        self._meet()
+        total = terms[0].clone()
+        for term in terms[1:]:
+            total += term
+        return total
+
+    def _meet(self) -> None:
+        try:
+            self._hub.barrier.wait(self._hub.timeout_s)
+        except threading.BrokenBarrierError:
+            raise TransportError(
+                f"rank {self.rank} was left alone in a sum over ranks; see the others' errors"
+            ) from None
+
+    def flush(self) -> None:
+        """Nothing is ever on its way here."""
+
+    def close(self) -> None:
+        """Release everyone who waits, or will wait, for this rank."""
+        self._hub.barrier.abort()
+        for destination in range(self.num_ranks):
+            self._hub.queues[self.rank, destination].put(None)
+
+
+class _InProcessPending:
+    def __init__(
+        self, transport: InProcessTransport, expected: Tensor, source: int, tag: int
+    ) -> None:
+        self._transport, self._source = transport, source
+        self._expected, self._tag = expected, tag
+
+    def wait(self) -> Tensor:
+        tensor = self._transport.take(self._source, self._tag)
+        assert (tensor.shape, tensor.dtype) == (self._expected.shape, self._expected.dtype)
+        return tensor
+
+
+def in_process_transports(num_ranks: int, timeout_s: float = 60.0) -> list[InProcessTransport]:
+    """Make the ends of a group of threads, one a rank."""
+    hub = _Hub(num_ranks, timeout_s)
+    return [InProcessTransport(rank, num_ranks, hub) for rank in range(num_ranks)]
