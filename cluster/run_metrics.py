@@ -1,0 +1,144 @@
+"""From what the ranks measured in each step to the named metrics of a run.
+
+Metrics are averages over the steps since they were last taken: losses are summed and divided once,
+times are added. Names have one slash, which is what MLflow's charts are grouped by.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from model.batching import Batch
+from model.softmax import LossSum
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One step over all ranks, numbered from 1.
+
+    `step_s` is the time of the slowest rank; `busy_s[r]` the part of its time in which rank r
+    computed; `bytes_sent` what all ranks sent to each other.
+    """
+
+    step: int
+    loss: LossSum
+    gradient_norm: float
+    step_s: float
+    busy_s: tuple[float, ...]
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What the driver knows of a step when it submits it; `wait_s` is how long the data took."""
+
+    step: int
+    num_pairs: int
+    num_words: int
+    num_positions: int
+    learning_rate: float
+    wait_s: float
+
+    @classmethod
+    def of(cls, step: int, batch: Batch, learning_rate: float, wait_s: float) -> "StepInput":
+        """Read the counts off a batch."""
+        positions = batch.source.numel() + batch.target.numel()
+        return cls(step, batch.num_sentences, batch.num_words, positions, learning_rate, wait_s)
+
+
+@dataclass
+class RunMetrics:
+    """The steps since the last `take`, and the clock time in which they were made.
+
+    The clock runs from the first `resume`, and stands still between `pause` and `resume`, so that
+    validation and checkpoints do not count as slow steps.
+    """
+
+    steps_per_epoch: int
+    clock: Callable[[], float] = time.monotonic
+    _steps: list[tuple[StepInput, StepOutcome]] = field(default_factory=list)
+    _elapsed_s: float = 0.0
+    _since: float | None = None
+
+    def resume(self) -> None:
+        """Let the clock run."""
+        self._since = self.clock()
+
+    def pause(self) -> None:
+        """Stop the clock."""
+        self._elapsed_s = self._elapsed()
+        self._since = None
+
+    def add(self, submitted: StepInput, outcome: StepOutcome) -> None:
+        """Count a step that was made."""
+        assert submitted.step == outcome.step
+        self._steps.append((submitted, outcome))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps since the last `take`."""
+        return len(self._steps)
+
+    def take(self) -> dict[str, float]:
+        """Return the metrics of the steps since the last call; at least one must be there."""
+        inputs = [submitted for submitted, _ in self._steps]
+        outcomes = [outcome for _, outcome in self._steps]
+        elapsed_s = self._elapsed()
+        metrics = self._training(inputs, outcomes)
+        metrics |= _throughput(inputs, elapsed_s)
+        metrics |= _pipeline(outcomes)
+        self._steps = []
+        self._elapsed_s = 0.0
+        if self._since is not None:
+            self._since = self.clock()
+        return metrics
+
+    def _elapsed(self) -> float:
+        running_s = 0.0 if self._since is None else self.clock() - self._since
+        return self._elapsed_s + running_s
+
+    def _training(
+        self, inputs: Sequence[StepInput], outcomes: Sequence[StepOutcome]
+    ) -> dict[str, float]:
+        loss = sum((outcome.loss for outcome in outcomes), LossSum())
+        return {
+            "train/loss": loss.mean,
+            "train/perplexity": perplexity(loss),
+            "train/grad_norm": sum(o.gradient_norm for o in outcomes) / len(outcomes),
+            "train/learning_rate": inputs[-1].learning_rate,
+            "train/epoch": outcomes[-1].step / self.steps_per_epoch,
+        }
+
+
+def perplexity(loss: LossSum) -> float:
+    """Return e to the mean loss a target word; infinite where a float cannot hold it."""
+    try:
+        return math.exp(loss.mean)
+    except OverflowError:
+        return math.inf
+
+
+def _throughput(inputs: Sequence[StepInput], elapsed_s: float) -> dict[str, float]:
+    num_words = sum(submitted.num_words for submitted in inputs)
+    num_positions = sum(submitted.num_positions for submitted in inputs)
+    return {
+        "throughput/words_per_second": num_words / elapsed_s if elapsed_s else 0.0,
+        "throughput/step_seconds": elapsed_s / len(inputs),
+        "data/padding_fraction": 1.0 - num_words / num_positions if num_positions else 0.0,
+        "data/wait_seconds": sum(submitted.wait_s for submitted in inputs) / len(inputs),
+    }
+
+
+def _pipeline(outcomes: Sequence[StepOutcome]) -> dict[str, float]:
+    total_s = sum(outcome.step_s for outcome in outcomes)
+    busy = [sum(times) / total_s if total_s else 0.0 for times in _by_rank(outcomes)]
+    metrics = {f"pipeline/rank{rank}_busy": fraction for rank, fraction in enumerate(busy)}
+    return metrics | {
+        "pipeline/bubble_fraction": 1.0 - sum(busy) / len(busy),
+        "pipeline/bytes_sent": sum(o.bytes_sent for o in outcomes) / len(outcomes),
+    }
+
+
+def _by_rank(outcomes: Sequence[StepOutcome]) -> list[tuple[float, ...]]:
+    return list(zip(*(outcome.busy_s for outcome in outcomes), strict=True))

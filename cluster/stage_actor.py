@@ -1,0 +1,212 @@
+"""One rank as a Ray actor: a stage of the pipeline, and what the controller may ask of it.
+
+Tensors never pass through Ray here: the stages talk to each other over the transport. Calls that
+compute run one after another, in the order in which they were submitted; `status` runs beside them.
+After any error the rank leaves its group, so that its peers do not wait for it, and every later
+call says so.
+"""
+
+import os
+import socket
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import ray
+import torch
+from torch import Tensor
+
+from cluster.failure_policy import Failure, FailureKind
+from model.batching import Batch
+from model.checkpoint import Checkpoint
+from model.checkpoint_writer import PartRecord, part_name, write_part
+from model.errors import UserError
+from pipeline.plan import Plan
+from pipeline.stage import Stage, StageResult
+from pipeline.torch_transport import TorchTransport
+from pipeline.transport import TransportError
+
+CONTROL_GROUP = "control"
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """What a rank is doing: the operation under way (empty: none) and the step it belongs to."""
+
+    rank: int
+    pid: int
+    node: str
+    step: int | None
+    operation: str
+
+
+@dataclass(frozen=True)
+class GroupAddress:
+    """Where the ranks meet; a new `attempt` makes a new group."""
+
+    host: str
+    port: int
+    attempt: int
+    timeout_s: float
+
+
+class StageError(Exception):
+    """An error in a rank, with where and when, in a form that passes between processes."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class StageActor:
+    """Rank `rank` of a plan; made in its own process by `cluster.worker_group`.
+
+    Every method raises StageError.
+    """
+
+    def __init__(self, plan: Plan, rank: int, device: str, num_threads: int) -> None:
+        self._plan = plan
+        self._rank = rank
+        self._device = device
+        self._num_threads = num_threads
+        self._node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._status = RankStatus(rank, os.getpid(), self._node, None, "")
+        self._transport: TorchTransport | None = None
+        self._stage: Stage | None = None
+        self._failed = False
+
+    @ray.method(concurrency_group=CONTROL_GROUP)
+    def status(self) -> RankStatus:
+        """Answer at once, whatever is under way."""
+        return self._status
+
+    def prepare(self) -> RankStatus:
+        """Take the thread settings; once this returns, the process is up and has its libraries."""
+        # Here rather than in the constructor: OpenMP keeps the number for each calling thread.
+        torch.set_num_threads(self._num_threads)
+        return self._status
+
+    def connect(self, address: GroupAddress) -> None:
+        """Meet the other ranks and build this rank's blocks with their initial values."""
+        with self._operation("connect"):
+            interface = interface_of(self._node)
+            if interface is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+            self._transport = TorchTransport.connect(
+                address.host,
+                address.port,
+                self._rank,
+                self._plan.num_ranks,
+                timeout_s=address.timeout_s,
+                attempt=address.attempt,
+                backend="nccl" if self._device == "cuda" else "gloo",
+                device=self._device,
+            )
+            self._stage = Stage(self._plan, self._rank, self._transport, self._device)
+
+    def load(self, path: Path) -> None:
+        """Replace the parameters by those of a checkpoint, which was verified by the caller."""
+        with self._operation("load"):
+            checkpoint = Checkpoint.open(path, verify=False)
+            for parameter in self._ready_stage().parameters().values():
+                parameter.load(checkpoint.read_rows(parameter.rows))
+
+    def train_step(
+        self, step: int, batch: Batch, learning_rate: float, clip_norm: float | None
+    ) -> StageResult:
+        """Make step number `step` together with the other ranks."""
+        with self._operation("train_step", step):
+            return self._ready_stage().train_step(batch, learning_rate, clip_norm)
+
+    def evaluate(self, step: int, batch: Batch) -> StageResult:
+        """Compute the loss of a batch after step number `step`, without an update."""
+        with self._operation("evaluate", step):
+            return self._ready_stage().evaluate(batch)
+
+    def write_part(self, staging: Path, step: int) -> PartRecord:
+        """Write this rank's parameters into the staging folder of a checkpoint."""
+        with self._operation("write_part", step):
+            name = part_name(self._rank, self._plan.num_ranks)
+            held = self._ready_stage().parameters().values()
+            return write_part(staging, name, [(p.rows, p.value) for p in held])
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return copies of this rank's pieces of the parameters, by key."""
+        with self._operation("parameters"):
+            held = self._ready_stage().parameters()
+            return {key: parameter.value.cpu().clone() for key, parameter in held.items()}
+
+    @contextmanager
+    def _operation(self, name: str, step: int | None = None) -> Iterator[None]:
+        if self._failed:
+            raise StageError(self._failure(FailureKind.CONNECTION, name, step, "it had stopped"))
+        self._status = replace(self._status, step=step, operation=name)
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            self._leave()
+            detail = "".join(traceback.format_exception(error))
+            failure = self._failure(_kind_of(error), name, step, one_line(error), detail)
+            raise StageError(failure) from None
+        self._status = replace(self._status, operation="")
+
+    def _failure(
+        self, kind: FailureKind, operation: str, step: int | None, cause: str, detail: str = ""
+    ) -> Failure:
+        return Failure(kind, cause, self._rank, self._node, step, operation, detail)
+
+    def _leave(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _ready_stage(self) -> Stage:
+        assert self._stage is not None, "connect comes first"
+        return self._stage
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong; for errors that are bugs of ours also their type and place."""
+    text = " ".join(str(error).split())[:500]
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text} ({_place(error.__traceback__)})"
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface that has an IPv4 address; None if it cannot be told.
+
+    Gloo otherwise takes what the host's name resolves to, which other nodes may not reach.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = name.encode()[:15].ljust(40, b"\0")
+            try:
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has no IPv4 address
+            if socket.inet_ntoa(reply[20:24]) == address:
+                return name
+    return None
+
+
+_SIOCGIFADDR = 0x8915
+
+
+def _kind_of(error: Exception) -> FailureKind:
+    if isinstance(error, TransportError):
+        return FailureKind.CONNECTION
+    return FailureKind.USER_ERROR if isinstance(error, UserError) else FailureKind.ERROR
+
+
+def _place(trace: TracebackType | None) -> str:
+    frames = traceback.extract_tb(trace)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"

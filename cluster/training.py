@@ -1,0 +1,297 @@
+"""The training of one configuration from end to end: what `baton train` does.
+
+It opens what the run needs, from the cheapest to the dearest, so that a mistake is told before Ray
+or MLflow start; hands over to the controller; and closes MLflow's run as it truly ended.
+"""
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.checkpoint_store import CheckpointStore
+from cluster.config import Config
+from cluster.controller import Controller, LoopSettings, steps_of
+from cluster.corpus_batches import CorpusBatches
+from cluster.evaluation_run import evaluate_checkpoint
+from cluster.failure_policy import WorkerFailure
+from cluster.interruption import Interrupted, Interruption, watch_signals
+from cluster.prepared_corpus import PreparedCorpus
+from cluster.progress import ProgressDisplay
+from cluster.resources import connect
+from cluster.run_state import RunState
+from cluster.tracking import Tracker
+from model.optimizer import LearningRateSchedule
+from pipeline.placement import named_placement
+from pipeline.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+TrainingReport = ProgressDisplay
+"""What hears how far a training is: called with phase, done and total, and with messages."""
+
+SCORED_SENTENCES = 200
+"""Held-out sentences that are translated at the end; `baton evaluate` takes all."""
+_MESSAGE_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended.
+
+    `metrics` are the newest values by name; `checkpoint` is the newest one, None if there is none.
+    """
+
+    run_id: str
+    experiment_id: str
+    status: RunStatus
+    step: int
+    epoch: float
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    tracking_uri: str
+
+
+def train(config: Config, *, report: TrainingReport) -> TrainingResult:
+    """Train as configured; Ray is started, or connected to, unless that was done before.
+
+    SIGINT or SIGTERM end the run as KILLED, which the result says. Raises UserError, after the run
+    was marked as FAILED, for everything that the user can mend and for ranks that fail.
+    """
+    run = _Run(config, report)
+    with (
+        connect(config.cluster, num_ranks=config.num_ranks, warn=report.message),
+        watch_signals() as interruption,
+    ):
+        return run.to_end(interruption)
+
+
+class _Run:
+    """One training: what it is made of, before anything is started."""
+
+    def __init__(self, config: Config, report: TrainingReport) -> None:
+        self._config = config
+        self._report = report
+        self._corpus = PreparedCorpus.open(config.corpus.directory)
+        self._batches = CorpusBatches(self._corpus, config)
+        self._plan = _plan(config, self._corpus)
+        self._store = CheckpointStore(
+            config, self._corpus, self._plan.model, self._batches.steps_per_epoch
+        )
+        self._scores: dict[str, float] = {}
+
+    def to_end(self, interruption: Interruption) -> TrainingResult:
+        """Train, score, and close MLflow's run."""
+        tracker = self._tracker()
+        status: RunStatus = "FAILED"
+        problem: str | None = None
+        try:
+            self._store.begin(tracker.run_id)
+            controller = self._controller(tracker, interruption)
+            try:
+                controller.run()
+                self._log_results(tracker, controller.checkpoint, interruption)
+                status = "FINISHED"
+            except Interrupted as error:
+                status, problem = "KILLED", str(error)
+            self._report.message(_ending(status, problem, controller))
+        except BaseException as error:
+            problem = next(iter(str(error).splitlines()), type(error).__name__)
+            tracker.log_text("failure.txt", _details(error))
+            raise
+        finally:
+            self._batches.close()
+            tracker.finish(status, error=problem)
+        return TrainingResult(
+            run_id=tracker.run_id,
+            experiment_id=tracker.experiment_id,
+            status=status,
+            step=controller.step,
+            epoch=controller.epoch,
+            checkpoint=controller.checkpoint,
+            metrics={**controller.metrics, **self._scores},
+            tracking_uri=tracker.uri,
+        )
+
+    def _tracker(self) -> Tracker:
+        tracking = self._config.tracking
+        resumed = self._store.resumed
+        tags = {"baton.attempt": str(self._store.attempt)}
+        if resumed is not None:
+            tags["baton.resumed_from"] = str(resumed.path)
+        tracker = Tracker.start(
+            tracking.uri,
+            tracking.experiment,
+            tracking.run_name or self._config.name,
+            params={**self._config.flat(), **self._facts()},
+            tags=tags,
+            run_id=self._store.run_id,
+            spool=self._store.directory.parent / "metrics.jsonl",
+        )
+        tracker.log_text("config.yaml", self._config.to_yaml())
+        for side in ("source", "target"):
+            data = self._corpus.vocabulary_bytes(side)
+            tracker.log_text(f"vocabularies/{side}_vocabulary.json", data.decode())
+        return tracker
+
+    def _facts(self) -> dict[str, str | int]:
+        """Return what follows from configuration and corpus, or decides the last bits."""
+        model = self._plan.model
+        return {
+            "num_parameters": model.num_parameters(),
+            "num_ranks": self._plan.num_ranks,
+            "source_vocabulary_size": model.source_vocabulary_size,
+            "target_vocabulary_size": model.target_vocabulary_size,
+            "steps_per_epoch": self._batches.steps_per_epoch,
+            "corpus_fingerprint": self._corpus.fingerprint,
+            "cpu_capability": _cpu_capability(),
+        }
+
+    def _controller(self, tracker: Tracker, interruption: Interruption) -> Controller:
+        from cluster.worker_group import WorkerGroup
+
+        config, training = self._config, self._config.training
+        workers = WorkerGroup(
+            self._plan,
+            config.cluster,
+            clip_norm=training.clip_norm,
+            attempt=self._store.attempt,
+            check=interruption.check,
+        )
+        settings = LoopSettings(
+            total_steps=steps_of(
+                training.epochs, self._batches.steps_per_epoch, training.max_steps
+            ),
+            schedule=LearningRateSchedule(
+                training.learning_rate, training.halve_after_epochs, training.halve_every_epochs
+            ),
+            log_every_steps=training.log_every_steps,
+            validate_every_steps=training.validate_every_steps,
+            checkpoint_every_steps=config.checkpoint.every_steps,
+        )
+        return Controller(
+            settings,
+            workers,
+            self._batches,
+            self._store,
+            _Record(tracker, self._report),
+            interruption.check,
+            checkpoint=self._store.resumed.path if self._store.resumed else None,
+        )
+
+    def _log_results(
+        self, tracker: Tracker, checkpoint: Path | None, interruption: Interruption
+    ) -> None:
+        """Record where the checkpoint is, and what it makes of held-out sentences."""
+        assert checkpoint is not None, "the controller saves after the last step"
+        tracker.set_tag("baton.checkpoint", str(checkpoint))
+        if self._batches.num_valid_pairs == 0:
+            return
+
+        def progress(done: int, total: int) -> None:
+            interruption.check()
+            self._report("translating", done, total)
+
+        result = evaluate_checkpoint(
+            checkpoint,
+            split="valid",
+            corpus=self._config.corpus.directory,
+            limit=SCORED_SENTENCES,
+            num_samples=self._config.evaluation.num_samples,
+            progress=progress,
+        )
+        self._scores = {f"valid/{name}": result.metrics[name] for name in ("bleu", "chrf")}
+        tracker.log(self._scores)
+        columns = ("source", "hypothesis", "reference")
+        table = {column: [sample[column] for sample in result.samples] for column in columns}
+        tracker.log_table("translations.json", table)
+        tracker.log_text("scores.txt", _signature_text(result.signatures))
+
+
+class _Record:
+    """Sends what the controller says to MLflow and to the command line."""
+
+    def __init__(self, tracker: Tracker, report: TrainingReport) -> None:
+        self._tracker = tracker
+        self._report = report
+        self._message_s = time.monotonic()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics; show losses of validation, and others every ten seconds."""
+        self._tracker.log(metrics, step)
+        now_s = time.monotonic()
+        if "valid/loss" in metrics:
+            self._report.message(
+                f"step {step:,}: held-out perplexity {metrics['valid/perplexity']:,.2f}"
+            )
+        elif now_s - self._message_s > _MESSAGE_INTERVAL_S:
+            self._message_s = now_s
+            self._report.message(
+                f"step {step:,}, epoch {metrics['train/epoch']:.2f}: "
+                f"perplexity {metrics['train/perplexity']:,.2f}, "
+                f"{metrics['throughput/words_per_second']:,.0f} words/s"
+            )
+
+    def progress(self, step: int, total_steps: int) -> None:
+        """Show how far the run is."""
+        self._report("training", step, total_steps)
+
+    def state(self, state: RunState, step: int) -> None:
+        """Show what takes long and moves no bar."""
+        if state is RunState.STARTING:
+            self._report.message("starting the ranks")
+
+    def saved(self, path: Path, step: int) -> None:
+        """Record where the newest checkpoint is."""
+        self._tracker.set_tag("baton.checkpoint", str(path))
+        self._tracker.log_text("checkpoint.txt", f"{path}\nstep {step}\n")
+
+
+def _plan(config: Config, corpus: PreparedCorpus) -> Plan:
+    sizes = (len(corpus.vocabulary(side)) for side in ("source", "target"))
+    model = config.model_config_for(*sizes)
+    placement = named_placement(
+        config.pipeline.placement,
+        model,
+        layer_ranks=config.pipeline.layer_ranks,
+        softmax_ranks=config.pipeline.softmax_ranks,
+    )
+    return Plan(
+        model,
+        placement,
+        policy=config.pipeline.policy,
+        num_microbatches=config.pipeline.microbatches,
+        num_chunks=config.pipeline.time_chunks,
+        precision=config.training.precision,
+        seed=config.seed,
+    )
+
+
+def _cpu_capability() -> str:
+    import torch
+
+    return os.environ.get("ATEN_CPU_CAPABILITY") or torch.backends.cpu.get_cpu_capability()
+
+
+def _signature_text(signatures: Mapping[str, str]) -> str:
+    lines = [f"{name}: {signature}\n" for name, signature in sorted(signatures.items())]
+    return f"on the first {SCORED_SENTENCES} held-out sentences at most\n" + "".join(lines)
+
+
+def _details(error: BaseException) -> str:
+    """Return the traceback for whoever looks for a bug, out of the rank where it happened."""
+    if isinstance(error, WorkerFailure) and error.failure.detail:
+        return f"{error}\n\n{error.failure.detail}"
+    return "".join(traceback.format_exception(error))
+
+
+def _ending(status: RunStatus, problem: str | None, controller: Controller) -> str:
+    where = f"{status} at step {controller.step:,}"
+    reason = f" ({problem})" if problem else ""
+    kept = f"; newest checkpoint: {controller.checkpoint}" if controller.checkpoint else ""
+    return where + reason + kept

@@ -1,0 +1,296 @@
+"""All ranks of one pipeline as one thing: Ray actors that start, train and end together.
+
+Calls go to every rank at once and their results are collected in order, so several steps can be in
+flight. Of everything that then goes wrong in several places at the same time, one `WorkerFailure`
+comes out, which names the first cause.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+
+from cluster.config_sections import ClusterConfig
+from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
+from cluster.resources import Reservation, rank_resources, reserve
+from cluster.run_metrics import StepOutcome
+from cluster.stage_actor import CONTROL_GROUP, GroupAddress, RankStatus, StageActor, StageError
+from model.batching import Batch
+from model.checkpoint_writer import PartRecord
+from model.softmax import LossSum
+from pipeline.plan import Plan
+from pipeline.stage import StageResult
+from pipeline.torch_store import StoreServer
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 300.0
+"""For processes to come up and import torch; on a busy machine eight take half a minute."""
+SETTLE_S = 3.0
+"""How long to look for the cause after a rank lost its peers; they know within 0.3 s."""
+PROBE_S = 10.0
+_POLL_S = 0.5
+_EVALUATIONS_IN_FLIGHT = 3
+
+
+class WorkerGroup:
+    """The ranks of `plan`, each an actor in its own process.
+
+    `check` is called now and then while waiting; what it raises ends the wait. Every method but
+    `shutdown` raises WorkerFailure, after which only `shutdown` may be called. `attempt` numbers
+    the lives of a run, so that ranks of an earlier one cannot meet those of this one.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        cluster: ClusterConfig,
+        *,
+        clip_norm: float | None = 5.0,
+        attempt: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.actors: list[Any] = []
+        self.statuses: list[RankStatus] = []
+        self._cluster = cluster
+        self._clip_norm = clip_norm
+        self._attempt = attempt
+        self._check = check
+        self._reservation: Reservation | None = None
+        self._store: StoreServer | None = None
+        self._in_flight: deque[tuple[int, list[Any]]] = deque()
+        self._step = 0
+
+    def start(self) -> None:
+        """Reserve places, create the actors in parallel, connect them and build their stages.
+
+        Raises ClusterError when the cluster has no room.
+        """
+        self.shutdown()
+        self._reservation = reserve(self._cluster, self.plan.num_ranks, check=self._check)
+        self.actors = [self._create(rank) for rank in range(self.plan.num_ranks)]
+        refs = [actor.prepare.remote() for actor in self.actors]
+        self.statuses = self._gather(refs, "start", patience_s=START_TIMEOUT_S)
+        address = self._meeting_place()
+        self._gather([actor.connect.remote(address) for actor in self.actors], "connect")
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that hold a rank."""
+        return self._reservation.num_nodes if self._reservation else 0
+
+    def load(self, checkpoint: Path, step: int = 0) -> None:
+        """Load a verified checkpoint, taken after `step` steps, into all ranks."""
+        self._step = step
+        self._gather([actor.load.remote(checkpoint) for actor in self.actors], "load")
+
+    def submit_step(self, step: int, batch: Batch, learning_rate: float) -> None:
+        """Hand step number `step` to all ranks; returns at once."""
+        stored = ray.put(batch)
+        refs = [
+            actor.train_step.remote(step, stored, learning_rate, self._clip_norm)
+            for actor in self.actors
+        ]
+        self._in_flight.append((step, refs))
+
+    def collect_step(self) -> StepOutcome:
+        """Wait for the oldest submitted step."""
+        self._step, refs = self._in_flight.popleft()
+        return _outcome(self._step, self._gather(refs, "train_step"))
+
+    def evaluate(self, batches: Iterable[Batch]) -> LossSum:
+        """Return the loss over some batches, without an update; no step may be under way."""
+        assert not self._in_flight
+        loss = LossSum()
+        waiting: deque[list[Any]] = deque()
+        for batch in batches:
+            stored = ray.put(batch)
+            waiting.append([a.evaluate.remote(self._step, stored) for a in self.actors])
+            if len(waiting) == _EVALUATIONS_IN_FLIGHT:
+                loss += _loss(self._gather(waiting.popleft(), "evaluate"))
+        while waiting:
+            loss += _loss(self._gather(waiting.popleft(), "evaluate"))
+        return loss
+
+    def write_parts(self, staging: Path) -> list[PartRecord]:
+        """Let every rank write its part of a checkpoint; returns their records in rank order."""
+        refs = [actor.write_part.remote(staging, self._step) for actor in self.actors]
+        records: list[PartRecord] = self._gather(refs, "write_part")
+        return records
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return copies of all pieces of the parameters by key; the whole model must fit here."""
+        refs = [actor.parameters.remote() for actor in self.actors]
+        pieces: list[dict[str, Tensor]] = self._gather(refs, "parameters")
+        return {key: value for held in pieces for key, value in held.items()}
+
+    def shutdown(self) -> None:
+        """Kill all ranks and give their places back; never raises, and may be called again."""
+        self._in_flight.clear()
+        try:
+            for actor in self.actors:
+                ray.kill(actor, no_restart=True)
+            if self._reservation is not None:
+                self._reservation.release()
+        except RayError as error:
+            # The cluster itself may be gone; the ranks then end with it.
+            logger.warning("ranks could not be ended: %s", _first_line(error))
+        if self._store is not None:
+            self._store.close()
+        self.actors, self._reservation, self._store = [], None, None
+
+    def _create(self, rank: int) -> Any:  # noqa: ANN401 - Ray's actor handles have no useful type
+        assert self._reservation is not None
+        resources = rank_resources(self._cluster)
+        num_threads = self._cluster.threads_per_rank
+        # Concurrency groups are an option of the class only, and unknown to Ray's own types.
+        remote: Any = ray.remote
+        actor_class = remote(concurrency_groups={CONTROL_GROUP: 1})(StageActor).options(
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0.0),
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                self._reservation.group,
+                placement_group_bundle_index=self._reservation.bundles[rank],
+            ),
+            runtime_env={
+                "env_vars": {
+                    "OMP_NUM_THREADS": str(num_threads),
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                }
+            },
+        )
+        return actor_class.remote(self.plan, rank, self._cluster.device, num_threads)
+
+    def _meeting_place(self) -> GroupAddress:
+        """Host the store in this process: it outlives every rank, and ends with the run."""
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._store = StoreServer(host, self._cluster.timeout_s)
+        return GroupAddress(host, self._store.port, self._attempt, self._cluster.timeout_s)
+
+    def _gather(
+        self, refs: Sequence[Any], operation: str, *, patience_s: float | None = None
+    ) -> list[Any]:
+        """Return the results of one call to every rank, in rank order, or raise WorkerFailure.
+
+        After `patience_s` without news, ranks that do not even tell their status have failed; the
+        others may take as long as they need, since ranks that wait have a timeout of their own.
+        """
+        patience_s = patience_s or self._cluster.timeout_s
+        pending = {ref: rank for rank, ref in enumerate(refs)}
+        results: dict[int, Any] = {}
+        quiet_since = time.monotonic()
+        while pending:
+            self._check()
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
+            for ref in ready:
+                rank = pending.pop(ref)
+                try:
+                    results[rank] = ray.get(ref)
+                except RayError as error:
+                    failure = self._failure_of(error, rank, operation)
+                    raise WorkerFailure(self._cause(failure, pending, operation)) from None
+                quiet_since = time.monotonic()
+            if time.monotonic() - quiet_since > patience_s:
+                if failures := self._not_answering(pending.values(), operation):
+                    raise WorkerFailure(failures[0])
+                quiet_since = time.monotonic()
+        return [results[rank] for rank in range(len(refs))]
+
+    def _cause(self, first: Failure, pending: Mapping[Any, int], operation: str) -> Failure:
+        """Look at the other ranks: the failure that was heard of first may follow from theirs."""
+        failures = [first]
+        silent = dict(pending)
+        deadline = time.monotonic() + SETTLE_S
+        while silent and _is_consequence(failures) and time.monotonic() < deadline:
+            ready, _ = ray.wait(list(silent), num_returns=1, timeout=_POLL_S)
+            for ref in ready:
+                rank = silent.pop(ref)
+                try:
+                    ray.get(ref)
+                except RayError as error:
+                    failures.append(self._failure_of(error, rank, operation))
+        if silent and _is_consequence(failures):
+            failures += self._not_answering(silent.values(), operation)
+        for failure in failures:
+            logger.debug("%s\n%s", failure, failure.detail)
+        return first_cause(failures)
+
+    def _not_answering(self, ranks: Iterable[int], operation: str) -> list[Failure]:
+        """Ask ranks for their status; those that say nothing hang or are cut off."""
+        refs = {self.actors[rank].status.remote(): rank for rank in ranks}
+        if not refs:
+            return []
+        _, silent = ray.wait(list(refs), num_returns=len(refs), timeout=PROBE_S)
+        return [
+            self._failure(
+                FailureKind.NOT_ANSWERING,
+                refs[ref],
+                operation,
+                f"it does not answer within {PROBE_S:g} s: it hangs, or its node is cut off",
+            )
+            for ref in silent
+        ]
+
+    def _failure_of(self, error: RayError, rank: int, operation: str) -> Failure:
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            if isinstance(cause, StageError):
+                return cause.failure
+            kind, text = FailureKind.ERROR, f"{type(cause).__name__}: {cause}"
+            return self._failure(kind, rank, operation, " ".join(text.split()), str(error))
+        if isinstance(error, RayActorError | OutOfMemoryError):
+            return self._failure(FailureKind.DIED, rank, operation, _death(error), str(error))
+        return self._failure(FailureKind.ERROR, rank, operation, _first_line(error), str(error))
+
+    def _failure(
+        self, kind: FailureKind, rank: int, operation: str, cause: str, detail: str = ""
+    ) -> Failure:
+        node = self.statuses[rank].node if rank < len(self.statuses) else None
+        return Failure(kind, cause, rank, node, self._step or None, operation, detail)
+
+
+def _is_consequence(failures: Sequence[Failure]) -> bool:
+    """Whether all that is known so far is that ranks lost their peers."""
+    return first_cause(failures).kind is FailureKind.CONNECTION
+
+
+def _outcome(step: int, results: Sequence[StageResult]) -> StepOutcome:
+    return StepOutcome(
+        step=step,
+        loss=_loss(results),
+        gradient_norm=results[0].gradient_norm,
+        step_s=max(result.step_s for result in results),
+        busy_s=tuple(result.busy_s for result in results),
+        bytes_sent=sum(result.bytes_sent for result in results),
+    )
+
+
+def _loss(results: Sequence[StageResult]) -> LossSum:
+    return sum((result.loss for result in results), LossSum())
+
+
+def _death(error: RayError) -> str:
+    """Word why an actor is gone, as far as Ray knows."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OutOfMemoryError) or "NODE_OUT_OF_MEMORY" in text:
+        return (
+            "Ray killed its process because its node ran low on memory; use a smaller "
+            "training.batch_size, more ranks, or a node with more memory"
+        )
+    _, found, detail = text.partition("Worker exit detail: ")
+    # What follows the first sentences are Ray's guesses.
+    facts = detail.partition(" Some common causes")[0].rstrip(". ")
+    return f"its process died ({facts[:200]})" if found else "its process died"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
