@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.config import Config
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint, committed, latest
 from model.checkpoint_folder import checkpoint_name, read_manifest
 from model.checkpoint_manifest import CheckpointInfo
@@ -114,8 +114,18 @@ class CheckpointStore:
         resume = self._config.checkpoint.resume
         if resume is None:
             return None
-        path = latest(self.directory) if resume == AUTO else Path(resume).absolute()
-        return None if path is None else Checkpoint.open(path)
+        newest = latest(self.directory)
+        path = newest if resume == AUTO else Path(resume).absolute()
+        if path is None:
+            return None
+        opened = Checkpoint.open(path)
+        # Going back in one's own folder would mix two histories, and the old one would be kept.
+        if newest is not None and opened.path.parent == newest.parent and opened.path != newest:
+            raise ResumeError(
+                f"{opened.path} is older than {newest.name} beside it; go on from the newest by "
+                "checkpoint.resume=auto, or set checkpoint.directory to another folder"
+            )
+        return opened
 
     def _refuse_foreign(self) -> None:
         newest = latest(self.directory)

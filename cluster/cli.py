@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cluster import cli_quickstart, cli_train, cli_translate
+from cluster.commands import quickstart, train, translate
 from cluster.interruption import Interrupted
 from model.errors import UserError
 
@@ -41,15 +41,15 @@ def _config() -> None:
     """Look at configurations."""
 
 
-app.command()(cli_quickstart.quickstart)
-app.command()(cli_train.fetch)
-app.command()(cli_train.prepare)
-app.command()(cli_train.train)
-app.command()(cli_translate.evaluate)
-app.command()(cli_translate.translate)
-app.command()(cli_train.submit)
+app.command()(quickstart.quickstart)
+app.command()(train.fetch)
+app.command()(train.prepare)
+app.command()(train.train)
+app.command()(translate.evaluate)
+app.command()(translate.translate)
+app.command()(train.submit)
 app.add_typer(config_app, name="config")
-config_app.command("show")(cli_train.show_config)
+config_app.command("show")(train.show_config)
 
 
 def main() -> None:

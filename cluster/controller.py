@@ -24,8 +24,8 @@ from cluster.failure_policy import (
     WorkerFailure,
 )
 from cluster.interruption import Interrupted
-from cluster.run_metrics import RunMetrics, StepInput, StepOutcome, perplexity
 from cluster.run_state import RunState, RunStates
+from cluster.tracking.run_metrics import RunMetrics, StepInput, StepOutcome, perplexity
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
 from model.optimizer import LearningRateSchedule

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.config import Config
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint
 from model.errors import UserError
 from model.evaluation import Scores, corpus_scores, perplexity

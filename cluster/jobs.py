@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from cluster.config import Config
 from cluster.job_package import LAUNCHER, corpus_travels, stage_package
-from cluster.tracking_store import absolute_uri, first_line
+from cluster.tracking.store import absolute_uri, first_line
 from model.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,15 +5,16 @@ what the network learnt: its scores beside those before training, and translatio
 references.
 """
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli_output import sample_lines, table
+from cluster.commands.output import sample_lines, table
+from cluster.commands.progress import ProgressDisplay
 from cluster.config import Config
-from cluster.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from cluster.evaluation_run import EvaluationResult
@@ -35,13 +36,14 @@ class QuickstartResult:
 
 def quickstart(config: Config, corpus: Path, *, report: ProgressDisplay) -> QuickstartResult:
     """Fetch the Bible corpus into `corpus`, prepare, train and evaluate. Raises UserError."""
-    from cluster.bible_corpus import fetch_bible
-    from cluster.corpus import prepare_corpus
+    from cluster.corpus.bible import fetch_bible
+    from cluster.corpus.preparation import prepare_corpus
     from cluster.evaluation_run import evaluate_checkpoint
     from cluster.resources import connect
     from cluster.training import train
 
     start_s = time.monotonic()
+    config = with_unused_folder(config)
     report.message("1/4 fetching real English-French text")
     fetch_bible(corpus, progress=report)
     with connect(config.cluster, num_ranks=config.num_ranks, warn=report.message):
@@ -61,9 +63,18 @@ def quickstart(config: Config, corpus: Path, *, report: ProgressDisplay) -> Quic
     return QuickstartResult(config, training, evaluation, time.monotonic() - start_s)
 
 
+def with_unused_folder(config: Config) -> Config:
+    """Leave the checkpoints of earlier quickstarts alone: checkpoints, checkpoints-2 and so on."""
+    first = config.checkpoint.directory
+    numbered = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    unused = next(path for path in itertools.chain([first], numbered) if not path.exists())
+    checkpoint = config.checkpoint.model_copy(update={"directory": unused})
+    return config.model_copy(update={"checkpoint": checkpoint})
+
+
 def summary_lines(result: QuickstartResult) -> Iterator[str]:
     """Tell what was learnt, and what to do next."""
-    from cluster.tracking_store import run_url, ui_command
+    from cluster.tracking.store import run_url, ui_command
 
     training, evaluation = result.training, result.evaluation
     baseline = evaluation.baseline_metrics or {}
@@ -75,7 +86,7 @@ def summary_lines(result: QuickstartResult) -> Iterator[str]:
     )
     yield f"run {training.run_id}: {training.status} after {training.step:,} steps"
     yield f"all of it took {result.seconds:.0f} s"
-    yield "to see the run in MLflow, start its server and open the page:"
+    yield "to see the run in MLflow, start its server, then open the page:"
     yield f"  {ui_command(training.tracking_uri)}"
     yield f"  {run_url(training.tracking_uri, training.experiment_id, training.run_id)}"
     yield "to translate a line of your own:"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cluster.config_sections import ClusterConfig
+from cluster.config.sections import ClusterConfig
 from model.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.checkpoint_store import CheckpointStore
+from cluster.commands.progress import ProgressDisplay
 from cluster.config import Config
 from cluster.controller import Controller, LoopSettings, steps_of
-from cluster.corpus_batches import CorpusBatches
+from cluster.corpus.prepared import PreparedCorpus
 from cluster.evaluation_run import evaluate_checkpoint
 from cluster.failure_policy import WorkerFailure
+from cluster.ingest.corpus_batches import CorpusBatches
 from cluster.interruption import Interrupted, Interruption, watch_signals
-from cluster.prepared_corpus import PreparedCorpus
-from cluster.progress import ProgressDisplay
 from cluster.resources import connect
 from cluster.run_state import RunState
-from cluster.tracking import Tracker
+from cluster.tracking.tracker import Tracker
 from model.optimizer import LearningRateSchedule
 from pipeline.placement import named_placement
 from pipeline.plan import Plan

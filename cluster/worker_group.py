@@ -17,11 +17,11 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskErr
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from cluster.config_sections import ClusterConfig
+from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
 from cluster.resources import Reservation, rank_resources, reserve
-from cluster.run_metrics import StepOutcome
 from cluster.stage_actor import CONTROL_GROUP, GroupAddress, RankStatus, StageActor, StageError
+from cluster.tracking.run_metrics import StepOutcome
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
 from model.softmax import LossSum

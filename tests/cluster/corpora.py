@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cluster.config_corpus import CorpusConfig
+from cluster.config.corpus import CorpusConfig
 
 WORDS = ("red", "dog", "sees", "house", "été", "old", "king", "a", "the", "small", "bird", "sings")
 

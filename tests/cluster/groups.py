@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.config_sections import ClusterConfig
+from cluster.config.sections import ClusterConfig
 from model.checkpoint_folder import checkpoint_name
 from model.checkpoint_manifest import CheckpointInfo
 from model.checkpoint_writer import commit, part_name, prepare_staging, write_part

@@ -10,7 +10,7 @@ import torch
 
 from cluster.checkpoint_store import CheckpointStore, ResumeError
 from cluster.config import Config
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.prepared import PreparedCorpus
 from model.byte_vocabulary import ByteVocabulary
 from model.checkpoint import Checkpoint, CheckpointError, committed
 from model.checkpoint_writer import PartRecord, part_name, write_part
@@ -119,6 +119,14 @@ def test_a_copy_from_elsewhere_begins_a_new_run(tmp_path: Path) -> None:
     store = store_of(tmp_path / "b", checkpoint__resume=str(path))
     assert (store.run_id, store.attempt) == (None, 1)
     assert store.restore(OneRank()) == (4, 40, 400)
+
+
+def test_going_back_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    saved_run(tmp_path, 4, 8)
+    older = tmp_path / "checkpoints" / "step-00000004"
+    with pytest.raises(ResumeError, match="older than step-00000008 .* checkpoint.resume=auto"):
+        store_of(tmp_path, checkpoint__resume=str(older))
+    assert store_of(tmp_path / "b", checkpoint__resume=str(older)).position == (4, 40, 400)
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import cli
-from cluster.cli_options import load_config
+from cluster.commands.options import load_config
 from cluster.config import ConfigError
 from cluster.interruption import Interrupted
 from model.errors import UserError

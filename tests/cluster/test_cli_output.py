@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.progress import Progress
 
-from cluster.cli_output import json_line, print_result, reserved_stdout, sample_lines, table
-from cluster.progress import PlainProgress, RichProgress, progress_bar, progress_display
+from cluster.commands.output import json_line, print_result, reserved_stdout, sample_lines, table
+from cluster.commands.progress import PlainProgress, RichProgress, progress_bar, progress_display
 
 
 @dataclass

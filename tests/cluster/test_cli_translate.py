@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.cli_translate import SENTENCES_AT_ONCE, InputError
+from cluster.commands.translate import SENTENCES_AT_ONCE, InputError
 from model.byte_vocabulary import ByteVocabulary
 from model.checkpoint_manifest import CheckpointError, CheckpointInfo
 from model.checkpoint_writer import commit, part_name, prepare_staging, write_part

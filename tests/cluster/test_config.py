@@ -84,7 +84,9 @@ def test_vocabularies_as_built_decide_the_networks_shape() -> None:
 
 
 def test_flat_gives_every_setting_as_a_scalar() -> None:
-    flat = Config.load(CONFIGS / "quickstart.yaml", ["corpus.train={tsv: [a, b]}"]).flat()
+    flat = Config.load(
+        CONFIGS / "quickstart.yaml", ["corpus.train={tsv: [a, b]}", "training.batch_size=64"]
+    ).flat()
     assert flat["training.batch_size"] == 64
     assert flat["corpus.train.tsv"] == "a, b"
     assert flat["checkpoint.directory"] == "runs/quickstart/checkpoints"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.strict_yaml import MAX_DEPTH, StrictYamlError, dump_yaml, parse_yaml
+from cluster.config.strict_yaml import MAX_DEPTH, StrictYamlError, dump_yaml, parse_yaml
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"), max_size=30)
 SCALARS = (

@@ -16,8 +16,8 @@ from cluster.controller import (
 )
 from cluster.failure_policy import Decision, Failure, FailureKind, WorkerFailure
 from cluster.interruption import Interrupted, Interruption
-from cluster.run_metrics import StepOutcome
 from cluster.run_state import IllegalTransition, RunState, RunStates
+from cluster.tracking.run_metrics import StepOutcome
 from model.batching import Batch, make_batch
 from model.checkpoint_writer import PartRecord
 from model.optimizer import LearningRateSchedule

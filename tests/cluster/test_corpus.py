@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.corpus import prepare_corpus
-from cluster.corpus_files import CorpusError
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.files import CorpusError
+from cluster.corpus.preparation import prepare_corpus
+from cluster.corpus.prepared import PreparedCorpus
 from model.vocabulary import UNK_ID, VocabularyError
 from tests.cluster.corpora import corpus_config, sentences, write_text
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.config_corpus import CorpusFiles
-from cluster.corpus_files import CorpusError, InputShard, find_shards
-from cluster.corpus_reading import BLOCK_PAIRS, read_blocks, read_lines
-from cluster.pair_filter import EMPTY, KEPT, RATIO, TOO_LONG, PairFilter
+from cluster.config.corpus import CorpusFiles
+from cluster.corpus.files import CorpusError, InputShard, find_shards
+from cluster.corpus.pair_filter import EMPTY, KEPT, RATIO, TOO_LONG, PairFilter
+from cluster.corpus.reading import BLOCK_PAIRS, read_blocks, read_lines
 
 
 def shards_of(**files: object) -> list[InputShard]:

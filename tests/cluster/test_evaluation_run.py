@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.config import Config
-from cluster.corpus_files import CorpusError
-from cluster.corpus_reading import file_sha256
-from cluster.evaluation_run import EvaluationError, evaluate_checkpoint
-from cluster.prepared_corpus import (
+from cluster.corpus.files import CorpusError
+from cluster.corpus.prepared import (
     FileEntry,
     Manifest,
     RowGroupEntry,
     SplitEntry,
     VocabularyEntry,
 )
+from cluster.corpus.reading import file_sha256
+from cluster.evaluation_run import EvaluationError, evaluate_checkpoint
 from model.batching import make_batch
 from model.beam_search import BeamSearchError
 from model.checkpoint import CheckpointError, CheckpointInfo, Cursor

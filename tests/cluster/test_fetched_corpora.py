@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import bible_corpus
-from cluster.bible_corpus import BibleError, aligned_pieces, clean, fetch_bible, split_pairs
-from cluster.fetched_corpus import intact_splits, write_splits
-from cluster.numbers_corpus import NumbersError, fetch_numbers, spell, split_of
+from cluster.corpus import bible as bible_corpus
+from cluster.corpus.bible import BibleError, aligned_pieces, clean, fetch_bible, split_pairs
+from cluster.corpus.fetched import intact_splits, write_splits
+from cluster.corpus.numbers import NumbersError, fetch_numbers, spell, split_of
 
 
 def lines(path: Path) -> list[str]:

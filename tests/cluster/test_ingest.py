@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cluster.corpus import prepare_corpus
-from cluster.corpus_files import CorpusError
-from cluster.ingest import BatchStream
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.files import CorpusError
+from cluster.corpus.preparation import prepare_corpus
+from cluster.corpus.prepared import PreparedCorpus
+from cluster.ingest.stream import BatchStream
 from model.batching import Batch
 from model.data_order import Cursor
 from tests.cluster.corpora import corpus_config, sentences, write_text

@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus
 
 from cluster import job_package, jobs
 from cluster.config import Config
-from cluster.config_file import ConfigError
+from cluster.config.file import ConfigError
 from cluster.job_package import LAUNCHER, PackageError, corpus_travels, stage_package
 from cluster.jobs import JobError, JobResult, submit
 

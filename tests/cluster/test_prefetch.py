@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.prefetch import Prefetch
+from cluster.ingest.prefetch import Prefetch
 
 
 def test_items_come_in_order_and_end() -> None:

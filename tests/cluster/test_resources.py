@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cluster.resources as resources
-from cluster.config_sections import ClusterConfig
+from cluster.config.sections import ClusterConfig
 from cluster.resources import (
     ClusterError,
     check_capacity,

@@ -19,9 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
-from cluster.metric_spool import Point, Spool
-from cluster.metric_writer import Delivery, MetricWriter, RefusedError
-from cluster.tracking import (
+from cluster.tracking.metric_spool import Point, Spool
+from cluster.tracking.metric_writer import Delivery, MetricWriter, RefusedError
+from cluster.tracking.store import (
+    HEARTBEAT_TAG,
+    STALE_TAG,
+    UI_PORT,
+    absolute_uri,
+    close_stale_runs,
+)
+from cluster.tracking.tracker import (
     CHANGED_TAG,
     ERROR_TAG,
     NONFINITE,
@@ -31,13 +38,6 @@ from cluster.tracking import (
     check_metric_name,
     run_url,
     ui_command,
-)
-from cluster.tracking_store import (
-    HEARTBEAT_TAG,
-    STALE_TAG,
-    UI_PORT,
-    absolute_uri,
-    close_stale_runs,
 )
 
 

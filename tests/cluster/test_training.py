@@ -12,7 +12,7 @@ import torch
 
 from cluster.checkpoint_store import ResumeError
 from cluster.config import Config
-from cluster.corpus_files import CorpusError
+from cluster.corpus.files import CorpusError
 from cluster.failure_policy import FailureKind, WorkerFailure
 from cluster.training import TrainingResult, train
 from model.checkpoint import Checkpoint, CheckpointError
@@ -51,7 +51,7 @@ def write_text(folder: Path, split: str, num_pairs: int, seed: int) -> None:
 @pytest.fixture(scope="module")
 def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny prepared corpus and the text that it was made from."""
-    from cluster.corpus import prepare_corpus
+    from cluster.corpus.preparation import prepare_corpus
 
     folder = tmp_path_factory.mktemp("corpus")
     write_text(folder, "train", 60, seed=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cluster.worker_group as worker_group
-from cluster.config_sections import ClusterConfig
+from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import FailureKind, WorkerFailure
 from cluster.interruption import Interrupted, Interruption
 from cluster.resources import ClusterError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from cluster.prepared_corpus import PreparedCorpus, read_row_group
-from cluster.window_reading import batches_of, pairs_of, read_window
+from cluster.corpus.prepared import PreparedCorpus, read_row_group
+from cluster.ingest.window_reading import batches_of, pairs_of, read_window
 from model.batching import Batch, length_order, make_batch
 from model.data_order import Cursor, DataOrder, Window
 
@@ -75,7 +75,7 @@ class BatchStream:
         """
         if first_batch >= self.num_batches:
             return
-        from cluster.data_streams import ordered_streams, tables
+        from cluster.ingest.data_streams import ordered_streams, tables
 
         with ordered_streams(_MAX_BYTES_AHEAD):
             windows = self._windows(epoch, first_batch)
@@ -106,7 +106,7 @@ class BatchStream:
             yield self._ordered_batch(waiting, start)
 
     def _windows(self, epoch: int, first_batch: int) -> "ray.data.Dataset":
-        from cluster.data_streams import stream
+        from cluster.ingest.data_streams import stream
 
         order, files = self.order, self._files
         first = order.window_of(Cursor(epoch, first_batch))

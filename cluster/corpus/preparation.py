@@ -15,20 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.config_corpus import CorpusConfig, VocabularyConfig
-from cluster.corpus_files import CorpusError, ProgressReport, no_progress
-from cluster.corpus_stages import SIDES, PairEncoder
-from cluster.corpus_survey import SurveyedSplit, survey
-from cluster.corpus_vocabularies import (
-    sampled_sides,
-    train_filter,
-    vocabulary_config,
-    write_vocabularies,
-)
-from cluster.corpus_writing import SplitWriter, sync
-from cluster.data_streams import WORKER_CPUS, ordered_streams, tables
-from cluster.pair_filter import PairFilter
-from cluster.prepared_corpus import (
+from cluster.config.corpus import CorpusConfig, VocabularyConfig
+from cluster.corpus.files import CorpusError, ProgressReport, no_progress
+from cluster.corpus.pair_filter import PairFilter
+from cluster.corpus.prepared import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
@@ -37,6 +27,16 @@ from cluster.prepared_corpus import (
     SplitEntry,
     VocabularyEntry,
 )
+from cluster.corpus.stages import SIDES, PairEncoder
+from cluster.corpus.survey import SurveyedSplit, survey
+from cluster.corpus.vocabularies import (
+    sampled_sides,
+    train_filter,
+    vocabulary_config,
+    write_vocabularies,
+)
+from cluster.corpus.writing import SplitWriter, sync
+from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
 from model.word_vocabulary import WordSplitter
 
 __all__ = ["ProgressReport", "no_progress", "prepare_corpus"]

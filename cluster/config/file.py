@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from cluster.strict_yaml import MAX_BYTES, Document, KeyPath, StrictYamlError, parse_yaml
+from cluster.config.strict_yaml import MAX_BYTES, Document, KeyPath, StrictYamlError, parse_yaml
 from model.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -7,9 +7,9 @@ starts to read the next epoch.
 from collections.abc import Iterator
 
 from cluster.config import Config
-from cluster.ingest import BatchStream
-from cluster.prefetch import Prefetch
-from cluster.prepared_corpus import PreparedCorpus
+from cluster.corpus.prepared import PreparedCorpus
+from cluster.ingest.prefetch import Prefetch
+from cluster.ingest.stream import BatchStream
 from model.batching import Batch
 from model.data_order import Cursor
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.metric_spool import Point, Spool
+from cluster.tracking.metric_spool import Point, Spool
 
 logger = logging.getLogger(__name__)
 

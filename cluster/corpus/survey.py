@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 
-from cluster.config_corpus import CorpusConfig
-from cluster.corpus_files import CorpusError, InputShard, ProgressReport, find_shards
-from cluster.corpus_stages import read_shard, survey_shard
-from cluster.data_streams import ordered_streams, stream, tables
+from cluster.config.corpus import CorpusConfig
+from cluster.corpus.files import CorpusError, InputShard, ProgressReport, find_shards
+from cluster.corpus.stages import read_shard, survey_shard
+from cluster.ingest.data_streams import ordered_streams, stream, tables
 
 _SPLITS = ("train", "valid", "test")
 

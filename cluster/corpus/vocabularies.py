@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cluster.config_corpus import CorpusConfig, VocabularyConfig
-from cluster.corpus_files import ProgressReport
-from cluster.corpus_stages import SIDES, VocabularyEvidence
-from cluster.corpus_survey import SurveyedSplit
-from cluster.corpus_writing import sync
-from cluster.data_streams import WORKER_CPUS, ordered_streams, tables
-from cluster.pair_filter import PairFilter
-from cluster.prepared_corpus import Side, VocabularyEntry
+from cluster.config.corpus import CorpusConfig, VocabularyConfig
+from cluster.corpus.files import ProgressReport
+from cluster.corpus.pair_filter import PairFilter
+from cluster.corpus.prepared import Side, VocabularyEntry
+from cluster.corpus.stages import SIDES, VocabularyEvidence
+from cluster.corpus.survey import SurveyedSplit
+from cluster.corpus.writing import sync
+from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
 from model.byte_vocabulary import ByteVocabulary
 from model.sentencepiece_vocabulary import SentencePieceVocabulary
 from model.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TextIO
 
 import typer
 
-from cluster.cli_options import (
+from cluster.commands.options import (
     AsJson,
     BeamSize,
     Checkpoint,
@@ -21,7 +21,7 @@ from cluster.cli_options import (
     LengthPenalty,
     MaxLength,
 )
-from cluster.cli_output import print_result, reserved_stdout, sample_lines, table
+from cluster.commands.output import print_result, reserved_stdout, sample_lines, table
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def evaluate(
 
     Example:  baton evaluate runs/quickstart/checkpoints --limit 100
     """
+    from cluster.commands.progress import progress_display
     from cluster.evaluation_run import evaluate_checkpoint
-    from cluster.progress import progress_display
 
     with reserved_stdout() as stdout, progress_display("sentences") as display:
         result = evaluate_checkpoint(
@@ -132,7 +132,7 @@ def translate(
 
     Example:  echo 'And God said' | baton translate runs/quickstart/checkpoints
     """
-    from cluster.progress import progress_display
+    from cluster.commands.progress import progress_display
     from model.translator import Translator
 
     collected: list[dict[str, Any]] | None = [] if as_json and output_file == "-" else None

@@ -1,7 +1,7 @@
 """The settings of network, optimiser, pipeline, machines, checkpoints, evaluation and tracking.
 
 Each section is checked on its own here; what excludes what between sections is in
-`cluster.config`. Defaults are the values of Sutskever, Vinyals & Le (2014), where the paper
+`cluster.config.root`. Defaults are the values of Sutskever, Vinyals & Le (2014), where the paper
 states one.
 """
 

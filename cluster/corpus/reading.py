@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from cluster.corpus_files import CorpusError, InputShard
+from cluster.corpus.files import CorpusError, InputShard
 
 BLOCK_PAIRS = 4096
 

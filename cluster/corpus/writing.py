@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.corpus_reading import file_sha256
-from cluster.pair_filter import KEPT, REASONS
-from cluster.prepared_corpus import FileEntry, RowGroupEntry, SplitEntry
+from cluster.corpus.pair_filter import KEPT, REASONS
+from cluster.corpus.prepared import FileEntry, RowGroupEntry, SplitEntry
+from cluster.corpus.reading import file_sha256
 from model.vocabulary import UNK_ID
 
 _ROW_GROUPS_PER_FILE = 64

@@ -1,8 +1,8 @@
 """The configuration of one run: one YAML file, checked as a whole.
 
-The sections stand in `cluster.config_corpus` and `cluster.config_sections`; this is the root that
+The sections stand in `cluster.config.corpus` and `cluster.config.sections`; this is the root that
 holds them, refuses layouts that cannot work, and derives what follows from them.
-`cluster.config_file` reads the file and words what is wrong with it. Paths are relative to the
+`cluster.config.file` reads the file and words what is wrong with it. Paths are relative to the
 folder in which the command runs.
 """
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from cluster.config_corpus import CorpusConfig, CorpusFiles, VocabularyConfig
-from cluster.config_file import ConfigError, load_validated, validate
-from cluster.config_sections import (
+from cluster.config.corpus import CorpusConfig
+from cluster.config.file import load_validated, validate
+from cluster.config.sections import (
     CheckpointConfig,
     ClusterConfig,
     EvaluationConfig,
@@ -24,25 +24,10 @@ from cluster.config_sections import (
     TrackingConfig,
     TrainingConfig,
 )
-from cluster.strict_yaml import dump_yaml
+from cluster.config.strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
     from model.seq2seq import ModelConfig
-
-__all__ = [
-    "CheckpointConfig",
-    "ClusterConfig",
-    "Config",
-    "ConfigError",
-    "CorpusConfig",
-    "CorpusFiles",
-    "EvaluationConfig",
-    "ModelSection",
-    "PipelineConfig",
-    "TrackingConfig",
-    "TrainingConfig",
-    "VocabularyConfig",
-]
 
 Scalar = str | int | float | bool | None
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.corpus_files import CorpusError
-from cluster.corpus_reading import file_sha256
+from cluster.corpus.files import CorpusError
+from cluster.corpus.reading import file_sha256
 from model.data_order import RowGroup
 from model.vocabulary import Vocabulary
 

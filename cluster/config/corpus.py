@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from cluster.config_sections import FolderPath, Section, Text
+from cluster.config.sections import FolderPath, Section, Text
 
 BYTE_VOCABULARY_SIZE = 258  # 256 byte values and the two special symbols
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.fetched_corpus import Pair, intact_splits, write_splits
+from cluster.corpus.fetched import Pair, intact_splits, write_splits
 from model.errors import UserError
 
 MAX_NUMBERS = 200_000  # up to here, the words of both languages have been checked and are unique

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.corpus_files import InputShard
-from cluster.corpus_reading import file_sha256, read_blocks
-from cluster.pair_filter import KEPT, PairFilter
-from cluster.prepared_corpus import Side
+from cluster.corpus.files import InputShard
+from cluster.corpus.pair_filter import KEPT, PairFilter
+from cluster.corpus.prepared import Side
+from cluster.corpus.reading import file_sha256, read_blocks
 from model.errors import UserError
 from model.vocabulary import Vocabulary, normalise
 from model.word_vocabulary import WordSplitter

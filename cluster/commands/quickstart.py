@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_options import AsJson, Overrides, load_config
-from cluster.cli_output import print_result, reserved_stdout
+from cluster.commands.options import AsJson, Overrides, load_config
+from cluster.commands.output import print_result, reserved_stdout
 
 
 def quickstart(
@@ -21,7 +21,7 @@ def quickstart(
     Example:  baton quickstart
     """
     config = load_config(config_file, overrides)
-    from cluster.progress import progress_display
+    from cluster.commands.progress import progress_display
     from cluster.quickstart import quickstart as run_quickstart
     from cluster.quickstart import summary_lines
 

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cluster.metric_spool import Point, Spool
-from cluster.metric_writer import Delivery, DeliveryReport, MetricWriter, RefusedError
-from cluster.tracking_store import (
+from cluster.tracking.metric_spool import Point, Spool
+from cluster.tracking.metric_writer import Delivery, DeliveryReport, MetricWriter, RefusedError
+from cluster.tracking.store import (
     HEARTBEAT_TAG,
     TrackingError,
     absolute_uri,

@@ -1,6 +1,5 @@
 """The commands that lead to a trained network: fetch, prepare, train, submit, config show."""
 
-import shlex
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -9,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli_options import AsJson, ConfigFile, Overrides, load_config
-from cluster.cli_output import print_result, reserved_stdout, table
+from cluster.commands.options import AsJson, ConfigFile, Overrides, load_config
+from cluster.commands.output import print_result, reserved_stdout, table
 
 if TYPE_CHECKING:
-    from cluster.prepared_corpus import PreparedCorpus
+    from cluster.corpus.prepared import PreparedCorpus
     from cluster.training import TrainingResult
 
 
@@ -53,17 +52,17 @@ def fetch(
 
     Example:  baton fetch bible data/quickstart
     """
-    from cluster.progress import progress_display
+    from cluster.commands.progress import progress_display
 
     if limit is not None and corpus is not PublicCorpus.NUMBERS:
         raise typer.BadParameter("--limit is for the corpus numbers only")
     with reserved_stdout() as stdout, progress_display() as report:
         if corpus is PublicCorpus.BIBLE:
-            from cluster.bible_corpus import fetch_bible
+            from cluster.corpus.bible import fetch_bible
 
             num_pairs = fetch_bible(directory, progress=report)
         else:
-            from cluster.numbers_corpus import fetch_numbers
+            from cluster.corpus.numbers import fetch_numbers
 
             options = {} if limit is None else {"limit": limit}
             num_pairs = fetch_numbers(directory, progress=report, **options)
@@ -84,8 +83,8 @@ def prepare(config_file: ConfigFile, overrides: Overrides = None, as_json: AsJso
     Example:  baton prepare configs/quickstart.yaml corpus.max_length=30
     """
     config = load_config(config_file, overrides)
-    from cluster.corpus import prepare_corpus
-    from cluster.progress import progress_display
+    from cluster.commands.progress import progress_display
+    from cluster.corpus.preparation import prepare_corpus
     from cluster.resources import connect
 
     with (
@@ -133,7 +132,7 @@ def train(
     """
     settings = {"cluster.address": address, "checkpoint.resume": resume}
     config = load_config(config_file, overrides, settings)
-    from cluster.progress import progress_display
+    from cluster.commands.progress import progress_display
     from cluster.training import train as train_network
 
     with reserved_stdout() as stdout, progress_display() as report:
@@ -154,6 +153,8 @@ def train(
 
 
 def _training_lines(result: "TrainingResult") -> list[str]:
+    from cluster.tracking.store import run_url, ui_command
+
     lines = [
         f"run {result.run_id}: {result.status} at step {result.step:,}, epoch {result.epoch:.2f}",
         *table(sorted(result.metrics.items())),
@@ -164,18 +165,9 @@ def _training_lines(result: "TrainingResult") -> list[str]:
             f"translate:  echo 'some text' | baton translate {result.checkpoint}",
             f"evaluate:   baton evaluate {result.checkpoint}",
         ]
-    if result.tracking_uri.startswith(("http://", "https://")):
-        lines.append(
-            f"see it:     {result.tracking_uri}/#/experiments/{result.experiment_id}"
-            f"/runs/{result.run_id}"
-        )
-    else:
-        # Without job execution and with one worker it starts in a third of the time and memory.
-        lines.append(
-            "see it:     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 "
-            f"--backend-store-uri {shlex.quote(result.tracking_uri)}, then http://127.0.0.1:5000"
-        )
-    return lines
+    uri = result.tracking_uri
+    page = run_url(uri, result.experiment_id, result.run_id)
+    return [*lines, f"see it:     {ui_command(uri)}", f"            {page}"]
 
 
 def submit(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cluster.config_corpus import CorpusFiles
+from cluster.config.corpus import CorpusFiles
 from model.errors import UserError
 
 _TEXT_ENDINGS = (".gz", ".txt")

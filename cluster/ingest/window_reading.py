@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cluster.prepared_corpus import read_row_group
+from cluster.corpus.prepared import read_row_group
 from model.data_order import BatchRows, Cursor, RowGroup, Window
 
 _COLUMNS = ("source", "target")
