@@ -56,11 +56,11 @@ class CheckpointStore:
             "config.yaml": config.to_yaml().encode(),
         }
         self.resumed = self._find()
-        if self.resumed is None:
-            self._refuse_foreign()
-        else:
-            self._check(self.resumed)
         continues = self.resumed is not None and self.resumed.path.parent == self.directory
+        if not continues:
+            self._refuse_foreign()
+        if self.resumed is not None:
+            self._check(self.resumed)
         self.run_id = self.resumed.info.run_id if self.resumed and continues else None
         """MLflow's run: the one to go on with, until `begin` says which it became."""
         self.attempt = self._next_attempt()

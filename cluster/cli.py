@@ -50,6 +50,7 @@ app.command()(translate.translate)
 app.command()(train.submit)
 app.add_typer(config_app, name="config")
 config_app.command("show")(train.show_config)
+config_app.command("reference")(train.config_reference)
 
 
 def main() -> None:

@@ -121,7 +121,11 @@ class _Run:
     def _tracker(self) -> Tracker:
         tracking = self._config.tracking
         resumed = self._store.resumed
-        tags = {"baton.attempt": str(self._store.attempt)}
+        tags = {
+            "baton.attempt": str(self._store.attempt),
+            "mlflow.source.name": "baton train",
+            "mlflow.note.content": self._description(),
+        }
         if resumed is not None:
             tags["baton.resumed_from"] = str(resumed.path)
         tracker = Tracker.start(
@@ -152,6 +156,20 @@ class _Run:
             "cpu_capability": _cpu_capability(),
         }
 
+    def _description(self) -> str:
+        """Say in a line what is trained, and how, for whoever looks through many runs."""
+        config, model = self._config, self._plan.model
+        ranks = config.num_ranks
+        layout = "on 1 rank"
+        if config.pipeline.placement == "paper":
+            words = config.pipeline.softmax_ranks
+            layout = f"on {ranks} ranks ({ranks - words} for layers, {words} for the softmax)"
+        return (
+            f"{model.num_layers} layers of {model.hidden_size} cells, "
+            f"{model.num_parameters():,} weights, {layout}, {config.pipeline.policy} schedule; "
+            f"corpus {config.corpus.directory}"
+        )
+
     def _controller(self, tracker: Tracker, interruption: Interruption) -> Controller:
         from cluster.worker_group import WorkerGroup
 
@@ -179,7 +197,7 @@ class _Run:
             workers,
             self._batches,
             self._store,
-            _Record(tracker, self._report),
+            _Record(tracker, self._report, workers),
             interruption.check,
             checkpoint=self._store.resumed.path if self._store.resumed else None,
         )
@@ -216,9 +234,12 @@ class _Run:
 class _Record:
     """Sends what the controller says to MLflow and to the command line."""
 
-    def __init__(self, tracker: Tracker, report: TrainingReport) -> None:
+    def __init__(
+        self, tracker: Tracker, report: TrainingReport, workers: "WorkerGroup"
+    ) -> None:
         self._tracker = tracker
         self._report = report
+        self._workers = workers
         self._message_s = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -242,9 +263,11 @@ class _Record:
         self._report("training", step, total_steps)
 
     def state(self, state: RunState, step: int) -> None:
-        """Show what takes long and moves no bar."""
+        """Show what takes long and moves no bar; record where the ranks came to be."""
         if state is RunState.STARTING:
             self._report.message("starting the ranks")
+        elif state is RunState.LOADING:
+            self._tracker.set_tag("baton.num_nodes", str(self._workers.num_nodes))
 
     def saved(self, path: Path, step: int) -> None:
         """Record where the newest checkpoint is."""

@@ -88,6 +88,8 @@ def write_part(
     with _explained(path):
         directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path)
+        # safetensors makes it for the owner alone; others are to read what stands beside it too.
+        path.chmod(0o644)
         sync_file(path)
         record = FileRecord(file_sha256(path), path.stat().st_size)
     kept = tuple((rows, _DTYPES[str(value.dtype)]) for rows, value in held.values())

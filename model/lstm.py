@@ -55,11 +55,12 @@ class Projection(Block[ProjectionSaved]):
 
 @dataclass
 class RecurrenceSaved:
-    """What a chunk of the recurrence keeps, all in the state format unless said otherwise.
+    """What a chunk of the recurrence keeps.
 
-    `gates` (K, B, 4H) after their activations, `cells` and `hidden` (K + 1, B, H) with the carry
-    that came in at index 0 (`hidden` in the compute format), and, after I, `gradient` (K, B, 4H) of
-    the gates before their activations, in the compute format.
+    `gates` (K, B, 4H) after their activations and `cells` (K + 1, B, H) in the state format, and
+    `hidden` (K + 1, B, H) in the compute format; the latter two have the carry that came in at
+    index 0, and zeros where a sentence was no longer active. After I, `gradient` (K, B, 4H) is that
+    of the gates before their activations, in the compute format.
     """
 
     active: tuple[int, ...]
@@ -67,6 +68,19 @@ class RecurrenceSaved:
     cells: Tensor
     hidden: Tensor
     gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """By what a step of I multiplies the gradients of the states, for all positions at once.
+
+    `gates` (K, B, 4H): how each gate's sum acts on the cell (i, f, g) or the hidden state (o).
+    `cell` (K, B, H): how the cell acts on the hidden state; `carry` (K, B, H): on the next cell.
+    """
+
+    gates: Tensor
+    cell: Tensor
+    carry: Tensor
 
 
 class Recurrence(Block[RecurrenceSaved]):
@@ -89,17 +103,16 @@ class Recurrence(Block[RecurrenceSaved]):
         saved = self._start(chunk, inputs)
         # The transposed view costs nothing and lets one product read the weights as they lie.
         weight = self.weight.compute.t()
-        hidden, cell = saved.hidden[0].clone(), saved.cells[0].clone()
         for position, count in enumerate(chunk.active):
             gates = saved.gates[position, :count]
-            gates += hidden[:count] @ weight
-            new_cell = self._activate(gates, cell[:count])
-            output = gates[:, 3 * self.num_cells :] * torch.tanh(new_cell)
-            cell[:count] = new_cell
-            hidden[:count] = output
-            saved.cells[position + 1] = cell
-            saved.hidden[position + 1, :count] = hidden[:count]
-        return {"output": saved.hidden[1:], "hidden": hidden, "cell": cell}, saved
+            _add_product(gates, saved.hidden[position, :count], weight)
+            cell = saved.cells[position + 1, :count]
+            self._activate(gates, saved.cells[position, :count], cell)
+            output = gates[:, 3 * self.num_cells :] * torch.tanh(cell)
+            saved.hidden[position + 1, :count] = output
+        ends = _ends(saved.active, chunk.num_sentences, saved.hidden.device)
+        carry = {"hidden": saved.hidden[ends], "cell": saved.cells[ends]}
+        return {"output": saved.hidden[1:], **carry}, saved
 
     def _start(self, chunk: Chunk, inputs: Tensors) -> RecurrenceSaved:
         gates = inputs["gates"].to(self.precision.state, copy=True)
@@ -111,34 +124,35 @@ class Recurrence(Block[RecurrenceSaved]):
             hidden[0] = inputs["hidden"]
         return RecurrenceSaved(chunk.active, gates, cells, hidden)
 
-    def _activate(self, gates: Tensor, cell: Tensor) -> Tensor:
-        """Turn the sums (N, 4H) into gate activations in place; return the new cells (N, H)."""
+    def _activate(self, gates: Tensor, before: Tensor, after: Tensor) -> None:
+        """Turn the sums (N, 4H) into gate activations in place, and write the new cells (N, H)."""
         i, f, g, o = gates.chunk(4, dim=1)
         if self.peephole is not None:
-            i += self.peephole.value[0] * cell
-            f += self.peephole.value[1] * cell
-        i.sigmoid_()
-        f.sigmoid_()
+            i += self.peephole.value[0] * before
+            f += self.peephole.value[1] * before
+        gates[:, : 2 * self.num_cells].sigmoid_()
         g.tanh_()
-        new_cell = f * cell + i * g
+        torch.mul(f, before, out=after)
+        after.addcmul_(i, g)
         if self.peephole is not None:
-            o += self.peephole.value[2] * new_cell
+            o += self.peephole.value[2] * after
         o.sigmoid_()
-        return new_cell
 
     def input_gradient(self, saved: RecurrenceSaved, gradients: Tensors) -> Tensors:
         """I: walk the chunk backwards."""
         d_hidden, d_cell = self._gradient_carry(saved, gradients)
         d_output = gradients.get("output")
+        slopes = self._slopes(saved)
         saved.gradient = saved.gates.new_zeros(saved.gates.shape, dtype=self.precision.compute)
         for position in reversed(range(len(saved.active))):
             count = saved.active[position]
-            total = d_hidden[:count]
+            total, cell = d_hidden[:count], d_cell[:count]
             if d_output is not None:
                 total = total + d_output[position, :count]
-            d_gates, d_cell[:count] = self._step_back(saved, position, total, d_cell[:count])
+            cell.addcmul_(total, slopes.cell[position, :count])
             step = saved.gradient[position, :count]
-            step.copy_(d_gates)
+            self._gate_gradients(step, slopes.gates[position, :count], total, cell)
+            cell.mul_(slopes.carry[position, :count])
             d_hidden[:count] = step @ self.weight.compute
         return {"gates": saved.gradient, "hidden": d_hidden, "cell": d_cell}
 
@@ -148,25 +162,34 @@ class Recurrence(Block[RecurrenceSaved]):
         state = self.precision.state
         return gradients["hidden"].to(state, copy=True), gradients["cell"].to(state, copy=True)
 
-    def _step_back(
-        self, saved: RecurrenceSaved, position: int, d_hidden: Tensor, d_cell: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of a step's gate sums (N, 4H) and of the cells before it (N, H)."""
-        count = len(d_hidden)
-        i, f, g, o = saved.gates[position, :count].chunk(4, dim=1)
-        before = saved.cells[position, :count]
-        squashed = torch.tanh(saved.cells[position + 1, :count])
-        d_o = d_hidden * squashed * o * (1 - o)
-        d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
+    def _slopes(self, saved: RecurrenceSaved) -> _Slopes:
+        """Do all arithmetic of I that does not depend on its order, in few large operations.
+
+        A peephole is one more way from a cell to the gates, so it only adds to `cell` and `carry`.
+        """
+        i, f, g, o = saved.gates.chunk(4, dim=2)
+        squashed = torch.tanh(saved.cells[1:])
+        gates = torch.empty_like(saved.gates)
+        d_i, d_f, d_g, d_o = gates.chunk(4, dim=2)
+        torch.mul(g * i, 1 - i, out=d_i)
+        torch.mul(saved.cells[:-1] * f, 1 - f, out=d_f)
+        torch.mul(i, 1 - g * g, out=d_g)
+        torch.mul(squashed * o, 1 - o, out=d_o)
+        cell, carry = o * (1 - squashed * squashed), f
         if self.peephole is not None:
-            d_cell = d_cell + d_o * self.peephole.value[2]
-        d_i = d_cell * g * i * (1 - i)
-        d_f = d_cell * before * f * (1 - f)
-        d_g = d_cell * i * (1 - g * g)
-        d_before = d_cell * f
-        if self.peephole is not None:
-            d_before = d_before + d_i * self.peephole.value[0] + d_f * self.peephole.value[1]
-        return torch.cat([d_i, d_f, d_g, d_o], dim=1), d_before
+            to_i, to_f, to_o = self.peephole.value
+            cell = cell + d_o * to_o
+            carry = carry + d_i * to_i + d_f * to_f
+        return _Slopes(gates, cell, carry)
+
+    def _gate_gradients(
+        self, step: Tensor, slopes: Tensor, d_hidden: Tensor, d_cell: Tensor
+    ) -> None:
+        """Write the gradients of a step's gate sums (N, 4H): i, f, g come through the cell."""
+        split, shape = 3 * self.num_cells, (len(step), 3, self.num_cells)
+        through_cell = slopes[:, :split].view(shape) * d_cell[:, None]
+        step[:, :split].view(shape).copy_(through_cell)
+        step[:, split:] = slopes[:, split:] * d_hidden
 
     def weight_gradient(self, saved: RecurrenceSaved) -> None:
         """W: one product of the gate gradients with the states before each step."""
@@ -182,3 +205,23 @@ class Recurrence(Block[RecurrenceSaved]):
         return torch.stack(
             [(d_i * before).sum((0, 1)), (d_f * before).sum((0, 1)), (d_o * after).sum((0, 1))]
         )
+
+
+def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to the sums in place; one operation where the formats agree."""
+    if left.dtype == sums.dtype:
+        sums.addmm_(left, right)
+    else:
+        sums += left @ right
+
+
+def _ends(
+    active: tuple[int, ...], num_sentences: int, device: torch.device
+) -> tuple[Tensor, Tensor] | int:
+    """Return where in (K + 1, B, H) the last state of each sentence lies: an index for two axes."""
+    if not active or active[-1] == num_sentences:
+        return len(active)
+    counts = torch.tensor(active)
+    sentences = torch.arange(num_sentences)
+    num_steps = (counts[:, None] > sentences).sum(0)
+    return num_steps.to(device), sentences.to(device)

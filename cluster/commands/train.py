@@ -228,6 +228,16 @@ def show_config(
     )
 
 
+def config_reference() -> None:
+    """Print every setting with its type, default and meaning, as Markdown.
+
+    Example:  baton config reference > docs/configuration.md
+    """
+    from cluster.config.reference import reference
+
+    sys.stdout.write(reference())
+
+
 def _summary(prepared: "PreparedCorpus") -> dict[str, Any]:
     """Give what a reader wants to know of a prepared corpus: not its files and row groups."""
     manifest = prepared.manifest

@@ -47,7 +47,9 @@ class CorpusFiles(Section):
         description="Parquet files with the columns corpus.source_column and target_column",
     )
     folder: Text | None = Field(
-        default=None, description="A folder of TSV or Parquet shards, read in the order of names"
+        default=None,
+        description="A folder of TSV or Parquet shards, or of pairs of text files such as a.en, a.fr, "
+        "read in the order of names",
     )
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def spell(number: int) -> Pair:
         from num2words import num2words
     except ImportError:
         raise NumbersError(
-            "the package num2words is not installed; run `pip install 'baton[numbers]'`"
+            "the package num2words is not installed; run `pip install num2words`"
         ) from None
     english, french = (
         " ".join(num2words(number, lang=language).replace("-", " ").replace(",", "").split())

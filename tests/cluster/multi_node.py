@@ -30,8 +30,10 @@ def main(num_nodes: int, cpus_per_node: int) -> None:
             "dashboard_agent_listen_port": free_port(),
         },
     )
-    for _ in range(num_nodes - 1):
-        cluster.add_node(num_cpus=cpus_per_node)
+    for node in range(1, num_nodes):
+        # Nodes of one machine share a session folder; in one folder for the files of jobs, a node
+        # that unpacks a job's would delete them under the feet of those that were faster.
+        cluster.add_node(num_cpus=cpus_per_node, runtime_env_dir_name=f"runtime_resources_{node}")
     answer = {
         "job_server": f"http://127.0.0.1:{dashboard_port}",
         "gcs_address": cluster.address,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config, ConfigError
+from cluster.config.reference import reference
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = ["paper", "deep10", "quickstart", "numbers"]
@@ -24,6 +25,13 @@ def test_shipped_file_is_valid_and_survives_both_round_trips(name: str, tmp_path
     assert config.name == name
     assert Config.load(written) == config
     assert Config.from_dict(config.to_dict()) == config
+
+
+def test_the_documented_settings_are_those_of_the_code() -> None:
+    page = CONFIGS.parent / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == reference(), (
+        "run: baton config reference > docs/configuration.md"
+    )
 
 
 def test_paper_has_its_weights_and_devices() -> None:
