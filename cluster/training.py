@@ -5,13 +5,12 @@ or MLflow start; hands over to the controller; and closes MLflow's run as it tru
 """
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cluster.checkpoint_store import CheckpointStore
 from cluster.commands.progress import ProgressDisplay
@@ -24,10 +23,14 @@ from cluster.ingest.corpus_batches import CorpusBatches
 from cluster.interruption import Interrupted, Interruption, watch_signals
 from cluster.resources import connect
 from cluster.run_state import RunState
+from cluster.tracking.run_facts import describe, run_facts
 from cluster.tracking.tracker import Tracker
 from model.optimizer import LearningRateSchedule
 from pipeline.placement import named_placement
 from pipeline.plan import Plan
+
+if TYPE_CHECKING:
+    from cluster.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -124,15 +127,18 @@ class _Run:
         tags = {
             "baton.attempt": str(self._store.attempt),
             "mlflow.source.name": "baton train",
-            "mlflow.note.content": self._description(),
         }
+        if self._store.run_id is None:
+            # Later on the note belongs to whoever edits it in the UI.
+            tags["mlflow.note.content"] = describe(self._config, self._plan)
+        facts = run_facts(self._plan, self._corpus, self._batches.steps_per_epoch)
         if resumed is not None:
             tags["baton.resumed_from"] = str(resumed.path)
         tracker = Tracker.start(
             tracking.uri,
             tracking.experiment,
             tracking.run_name or self._config.name,
-            params={**self._config.flat(), **self._facts()},
+            params={**self._config.flat(), **facts},
             tags=tags,
             run_id=self._store.run_id,
             spool=self._store.directory.parent / "metrics.jsonl",
@@ -142,33 +148,6 @@ class _Run:
             data = self._corpus.vocabulary_bytes(side)
             tracker.log_text(f"vocabularies/{side}_vocabulary.json", data.decode())
         return tracker
-
-    def _facts(self) -> dict[str, str | int]:
-        """Return what follows from configuration and corpus, or decides the last bits."""
-        model = self._plan.model
-        return {
-            "num_parameters": model.num_parameters(),
-            "num_ranks": self._plan.num_ranks,
-            "source_vocabulary_size": model.source_vocabulary_size,
-            "target_vocabulary_size": model.target_vocabulary_size,
-            "steps_per_epoch": self._batches.steps_per_epoch,
-            "corpus_fingerprint": self._corpus.fingerprint,
-            "cpu_capability": _cpu_capability(),
-        }
-
-    def _description(self) -> str:
-        """Say in a line what is trained, and how, for whoever looks through many runs."""
-        config, model = self._config, self._plan.model
-        ranks = config.num_ranks
-        layout = "on 1 rank"
-        if config.pipeline.placement == "paper":
-            words = config.pipeline.softmax_ranks
-            layout = f"on {ranks} ranks ({ranks - words} for layers, {words} for the softmax)"
-        return (
-            f"{model.num_layers} layers of {model.hidden_size} cells, "
-            f"{model.num_parameters():,} weights, {layout}, {config.pipeline.policy} schedule; "
-            f"corpus {config.corpus.directory}"
-        )
 
     def _controller(self, tracker: Tracker, interruption: Interruption) -> Controller:
         from cluster.worker_group import WorkerGroup
@@ -234,9 +213,7 @@ class _Run:
 class _Record:
     """Sends what the controller says to MLflow and to the command line."""
 
-    def __init__(
-        self, tracker: Tracker, report: TrainingReport, workers: "WorkerGroup"
-    ) -> None:
+    def __init__(self, tracker: Tracker, report: TrainingReport, workers: "WorkerGroup") -> None:
         self._tracker = tracker
         self._report = report
         self._workers = workers
@@ -293,12 +270,6 @@ def _plan(config: Config, corpus: PreparedCorpus) -> Plan:
         precision=config.training.precision,
         seed=config.seed,
     )
-
-
-def _cpu_capability() -> str:
-    import torch
-
-    return os.environ.get("ATEN_CPU_CAPABILITY") or torch.backends.cpu.get_cpu_capability()
 
 
 def _signature_text(signatures: Mapping[str, str]) -> str:

@@ -48,7 +48,7 @@ class CorpusFiles(Section):
     )
     folder: Text | None = Field(
         default=None,
-        description="A folder of TSV or Parquet shards, or of pairs of text files such as a.en, a.fr, "
+        description="A folder of TSV or Parquet shards, or of text files in pairs (a.en, a.fr), "
         "read in the order of names",
     )
 

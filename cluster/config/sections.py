@@ -8,7 +8,7 @@ states one.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 def _path(value: object) -> object:
@@ -139,12 +139,27 @@ class ClusterConfig(Section):
         le=1024,
         description="CPU threads of a rank; the last bits of results depend on it",
     )
-    cpus_per_rank: PositiveFloat = Field(
-        default=1.0, description="Ray's logical CPUs that a rank reserves, fractions allowed"
+    cpus_per_rank: float = Field(
+        default=1.0,
+        ge=0.0001,
+        le=1024,
+        description="Ray's logical CPUs that a rank reserves, fractions of at most four decimals",
     )
-    timeout_s: PositiveFloat = Field(
-        default=60.0, description="Seconds after which a rank that waits for another gives up"
+    timeout_s: float = Field(
+        default=60.0,
+        ge=0.1,
+        le=1_000_000,
+        description="Seconds after which a rank that waits for another gives up",
     )
+
+    @field_validator("cpus_per_rank")
+    @classmethod
+    def _is_countable(cls, value: float) -> float:
+        if value != round(value, 4):
+            raise ValueError(
+                f"is {value}; Ray counts CPUs in steps of 0.0001: use {round(value, 4)}"
+            )
+        return value
 
 
 class CheckpointConfig(Section):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ray.job_submission import JobStatus
@@ -19,6 +19,9 @@ from cluster.config import Config
 from cluster.config.file import ConfigError
 from cluster.job_package import LAUNCHER, PackageError, corpus_travels, stage_package
 from cluster.jobs import JobError, JobResult, submit
+from model.checkpoint import Checkpoint
+from model.translator import load_model
+from tests.cluster.corpora import sentences, write_text
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import MultiNodeCluster
@@ -227,6 +230,106 @@ def test_interrupting_leaves_the_job_running() -> None:
 
 
 # A real cluster of several nodes.
+
+
+TRAINING_CONFIG = """\
+name: small
+corpus:
+  directory: data/prepared
+  train: {source: data/train.source, target: data/train.target}
+  valid: {source: data/valid.source, target: data/valid.target}
+  row_group_size: 16
+  shuffle_window: 2
+  source_vocabulary: {kind: word, size: 60}
+  target_vocabulary: {kind: word, size: 60}
+model: {num_layers: 2, hidden_size: 8, embedding_size: 8}
+training: {batch_size: 8, max_steps: 12, log_every_steps: 3}
+# Four ranks of two CPUs fill two nodes of four.
+pipeline: {placement: paper, softmax_ranks: 2, time_chunks: 2}
+cluster: {cpus_per_rank: 2.0}
+checkpoint: {directory: runs/small/checkpoints}
+evaluation: {beam_size: 2, max_length: 8, num_samples: 3}
+tracking: {experiment: jobs}
+"""
+
+
+@pytest.fixture
+def training_project(tmp_path: Path, ray_cluster: None) -> Path:
+    """A working directory with a prepared corpus, from which ranks of two layers can be trained."""
+    from cluster.corpus.preparation import prepare_corpus
+
+    folder = tmp_path / "project"
+    for split, num_pairs in (("train", 80), ("valid", 12)):
+        write_text(folder / "data", split, sentences(num_pairs, seed=num_pairs))
+    (folder / "small.yaml").write_text(TRAINING_CONFIG)
+    absolute = [f"corpus.directory={folder}/data/prepared"] + [
+        f"corpus.{split}.{side}={folder}/data/{split}.{side}"
+        for split in ("train", "valid")
+        for side in ("source", "target")
+    ]
+    config = Config.load(folder / "small.yaml", absolute)
+    prepare_corpus(config.corpus, seed=1)
+    return folder
+
+
+def submit_by_command(project: Path, config: str, *overrides: str, address: str) -> dict[str, Any]:
+    """Run `baton submit` in `project` and return what it prints for scripts."""
+    arguments = ["submit", config, *overrides, "--address", address, "--follow", "--json"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *arguments],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(Path(jobs.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    [line] = finished.stdout.splitlines()
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_submitted_trainings_stand_finished_side_by_side(
+    training_project: Path, multi_node_cluster: "MultiNodeCluster"
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    server, output = multi_node_cluster.job_server, io.StringIO()
+    earlier = submit(
+        training_project / "small.yaml",
+        ["pipeline.placement=single", "checkpoint.directory=runs/earlier/checkpoints"],
+        address=server,
+        follow=True,
+        working_dir=training_project,
+        output=output,
+    )
+    assert earlier.status == "SUCCEEDED", output.getvalue()
+    answer = submit_by_command(training_project, "small.yaml", "seed=2", address=server)
+    assert answer["status"] == "SUCCEEDED"
+    assert answer["address"] == server
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{training_project}/mlflow.db")
+    experiment = client.get_experiment_by_name("jobs")
+    assert experiment is not None
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {earlier.run_id, answer["run_id"]}
+    for run_id, folder, num_ranks, num_nodes in (
+        (earlier.run_id, "earlier", "1", "1"),
+        (answer["run_id"], "small", "4", "2"),
+    ):
+        assert run_id is not None
+        run = runs[run_id]
+        assert run.info.status == "FINISHED"
+        losses = client.get_metric_history(run_id, "train/loss")
+        assert [point.step for point in losses] == [3, 6, 9, 12]
+        assert run.data.params["num_ranks"] == num_ranks
+        assert run.data.tags["baton.num_nodes"] == num_nodes
+        checkpoint = Checkpoint.open(Path(run.data.tags["baton.checkpoint"]))
+        assert checkpoint.path.parent == training_project / "runs" / folder / "checkpoints"
+        assert (checkpoint.info.step, checkpoint.info.run_id) == (12, run_id)
+        assert load_model(checkpoint).config == checkpoint.info.model
 
 
 @pytest.mark.slow
