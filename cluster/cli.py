@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cluster.commands import quickstart, train, translate
+from cluster.commands import batch, quickstart, train, translate
 from cluster.interruption import Interrupted
 from model.errors import UserError
 
@@ -44,6 +44,7 @@ def _config() -> None:
 app.command()(quickstart.quickstart)
 app.command()(train.fetch)
 app.command()(train.prepare)
+app.command()(batch.batch)
 app.command()(train.train)
 app.command()(translate.evaluate)
 app.command()(translate.translate)

@@ -71,8 +71,13 @@ class BatchSource(Protocol):
     def steps_per_epoch(self) -> int:
         """Batches of an epoch, the same for all; at least 1."""
 
-    def training_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Yield the batches of the steps after `first_step` up to `last_step`, over all epochs."""
+    def training_batches(
+        self, first_step: int, last_step: int, check: Callable[[], None]
+    ) -> Iterator[Batch]:
+        """Yield the batches of the steps after `first_step` up to `last_step`, over all epochs.
+
+        `check` is called while waiting for data; what it raises ends the wait.
+        """
 
     def validation_batches(self) -> Iterator[Batch] | None:
         """Return the held-out batches in order; None if there are none."""
@@ -188,8 +193,9 @@ class Controller:
         restored = self.checkpoints.restore(self.workers)
         self.step, self.num_pairs, self.num_words = restored
         self._enter(RunState.TRAINING)
-        self.record.progress(self.step, total)
-        batches = self.batches.training_batches(self.step, total)
+        # A run may be resumed at or behind its end, for example with fewer epochs.
+        self.record.progress(self.step, max(self.step, total))
+        batches = self.batches.training_batches(self.step, total, self.check_interrupted)
         metrics = RunMetrics(self.batches.steps_per_epoch)
         while self.step < total:
             self._train_until(self._next_stop(), batches, metrics)

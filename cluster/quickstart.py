@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cluster.commands.output import sample_lines, table
 from cluster.commands.progress import ProgressDisplay
 from cluster.config import Config
+from cluster.interruption import Interrupted
 
 if TYPE_CHECKING:
     from cluster.evaluation_run import EvaluationResult
@@ -35,7 +36,10 @@ class QuickstartResult:
 
 
 def quickstart(config: Config, corpus: Path, *, report: ProgressDisplay) -> QuickstartResult:
-    """Fetch the Bible corpus into `corpus`, prepare, train and evaluate. Raises UserError."""
+    """Fetch the Bible corpus into `corpus`, prepare, train and evaluate. Raises UserError.
+
+    An interrupted training ends it all with Interrupted: there is nothing to show yet.
+    """
     from cluster.corpus.bible import fetch_bible
     from cluster.corpus.preparation import prepare_corpus
     from cluster.evaluation_run import evaluate_checkpoint
@@ -51,6 +55,8 @@ def quickstart(config: Config, corpus: Path, *, report: ProgressDisplay) -> Quic
         prepare_corpus(config.corpus, seed=config.seed, progress=report)
         report.message(f"3/4 training on {config.num_ranks} Ray actors")
         training = train(config, report=report)
+        if training.status != "FINISHED":
+            raise Interrupted(f"the training was interrupted after {training.step:,} steps")
         report.message("4/4 translating text that no training saw, also without any training")
         evaluation = evaluate_checkpoint(
             training.checkpoint or config.checkpoint.directory,

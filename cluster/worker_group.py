@@ -270,6 +270,7 @@ def _outcome(step: int, results: Sequence[StageResult]) -> StepOutcome:
         gradient_norm=results[0].gradient_norm,
         step_s=max(result.step_s for result in results),
         busy_s=tuple(result.busy_s for result in results),
+        wait_s=tuple(result.wait_s for result in results),
         bytes_sent=sum(result.bytes_sent for result in results),
     )
 

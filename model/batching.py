@@ -84,10 +84,9 @@ class Batch:
         return int(self.source_lengths.sum()) + self.num_target_tokens
 
     @property
-    def padding_fraction(self) -> float:
-        """The share of the padded tensors' positions that holds no word."""
-        positions = self.source.numel() + self.target.numel()
-        return 1.0 - self.num_words / positions if positions else 0.0
+    def num_positions(self) -> int:
+        """Places for words in the padded tensors of both sides; what holds no word is padding."""
+        return self.source.numel() + self.target.numel()
 
     def split(self, num_microbatches: int) -> list["Batch"]:
         """Cut into contiguous microbatches whose sizes differ by at most one; some may be empty.

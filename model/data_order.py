@@ -136,12 +136,6 @@ class DataOrder:
         batches = self.window(cursor.epoch, self.window_of(cursor)).batches
         return batches[cursor.batch - batches[0].cursor.batch]
 
-    def after(self, cursor: Cursor) -> Cursor:
-        """Return the cursor of the next batch, in the next epoch after the last one of this."""
-        if cursor.batch + 1 < self.num_batches:
-            return Cursor(cursor.epoch, cursor.batch + 1)
-        return Cursor(cursor.epoch + 1, 0)
-
     def _units_in_order(self, epoch: int) -> NDArray[np.int64]:
         return _permutation(len(self._units), self._seed, epoch, 0)
 

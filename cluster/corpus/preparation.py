@@ -35,8 +35,9 @@ from cluster.corpus.vocabularies import (
     vocabulary_config,
     write_vocabularies,
 )
-from cluster.corpus.writing import SplitWriter, sync
+from cluster.corpus.writing import SplitWriter
 from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
+from model.durable_files import sync_file, sync_folder
 from model.word_vocabulary import WordSplitter
 
 __all__ = ["ProgressReport", "no_progress", "prepare_corpus"]
@@ -83,7 +84,7 @@ def prepare_corpus(
         )
         manifest_file = folder / MANIFEST_NAME
         manifest_file.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        sync(manifest_file)
+        sync_file(manifest_file)
     return PreparedCorpus.open(config.directory)
 
 
@@ -134,12 +135,12 @@ def _replacing(directory: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         for name in [path for path in folder.rglob("*") if path.is_dir()]:
-            sync(name)
-        sync(folder)
+            sync_folder(name)
+        sync_folder(folder)
         if directory.exists():
             directory.rename(working / "old")
         folder.rename(directory)
-        sync(parent)
+        sync_folder(parent)
     finally:
         shutil.rmtree(working, ignore_errors=True)
 

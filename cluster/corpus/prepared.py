@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.corpus.files import CorpusError
-from cluster.corpus.reading import file_sha256
 from model.data_order import RowGroup
+from model.durable_files import file_sha256
 from model.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1

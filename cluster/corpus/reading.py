@@ -6,7 +6,6 @@ against each other. No more than a block of pairs is held at a time.
 """
 
 import gzip
-import hashlib
 import itertools
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ BLOCK_PAIRS = 4096
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
-_HASH_BLOCK_BYTES = 1 << 20
 
 Block = tuple[list[str], list[str]]
 
@@ -33,15 +31,6 @@ def read_blocks(shard: InputShard) -> Iterator[Block]:
     if shard.form == "parquet":
         return _parquet_blocks(shard)
     return _tsv_blocks(shard) if shard.form == "tsv" else _text_blocks(shard)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_lines(path: str) -> Iterator[str]:

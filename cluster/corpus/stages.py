@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from cluster.corpus.files import InputShard
 from cluster.corpus.pair_filter import KEPT, PairFilter
 from cluster.corpus.prepared import Side
-from cluster.corpus.reading import file_sha256, read_blocks
+from cluster.corpus.reading import read_blocks
+from model.durable_files import file_sha256
 from model.errors import UserError
 from model.vocabulary import Vocabulary, normalise
 from model.word_vocabulary import WordSplitter
@@ -42,7 +43,7 @@ def survey_shard(shard: InputShard) -> pa.Table:
     num_pairs, problem = 0, ""
     try:
         num_pairs = sum(len(source) for source, _ in read_blocks(shard))
-        checksums = [file_sha256(path) for path in shard.paths]
+        checksums = [file_sha256(Path(path)) for path in shard.paths]
     except UserError as error:
         problem = str(error)
     return pa.table({"num_pairs": [num_pairs], "sha256": [checksums], "problem": [problem]})

@@ -16,9 +16,9 @@ from cluster.corpus.pair_filter import PairFilter
 from cluster.corpus.prepared import Side, VocabularyEntry
 from cluster.corpus.stages import SIDES, VocabularyEvidence
 from cluster.corpus.survey import SurveyedSplit
-from cluster.corpus.writing import sync
 from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
 from model.byte_vocabulary import ByteVocabulary
+from model.durable_files import sync_file
 from model.sentencepiece_vocabulary import SentencePieceVocabulary
 from model.vocabulary import Vocabulary
 from model.word_vocabulary import WordVocabulary
@@ -43,7 +43,7 @@ def write_vocabularies(
         data = vocabulary.to_bytes()
         path = folder / f"{side}_vocabulary.json"
         path.write_bytes(data)
-        sync(path)
+        sync_file(path)
         entries[side] = VocabularyEntry(
             file=path.name,
             sha256=hashlib.sha256(data).hexdigest(),

@@ -3,7 +3,6 @@
 The same pairs in the same order give the same bytes, whatever the blocks in which they come.
 """
 
-import os
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cluster.corpus.pair_filter import KEPT, REASONS
 from cluster.corpus.prepared import FileEntry, RowGroupEntry, SplitEntry
-from cluster.corpus.reading import file_sha256
+from model.durable_files import file_sha256, sync_file
 from model.vocabulary import UNK_ID
 
 _ROW_GROUPS_PER_FILE = 64
@@ -133,13 +132,4 @@ class SplitWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            sync(self._files[-1][0])
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_file(self._files[-1][0])

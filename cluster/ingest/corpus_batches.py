@@ -4,7 +4,7 @@ A thread reads ahead, over the ends of epochs as well, so that the ranks never w
 starts to read the next epoch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cluster.config import Config
 from cluster.corpus.prepared import PreparedCorpus
@@ -41,11 +41,21 @@ class CorpusBatches:
         """Return where in the data order the batch after `step` steps is."""
         return Cursor(*divmod(step, self.steps_per_epoch))
 
-    def training_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Yield the batches of the steps after `first_step` up to `last_step`, over all epochs."""
+    def training_batches(
+        self, first_step: int, last_step: int, check: Callable[[], None] = lambda: None
+    ) -> Iterator[Batch]:
+        """Yield the batches of the steps after `first_step` up to `last_step`, over all epochs.
+
+        `check` is called while waiting for data; what it raises ends the wait.
+        """
         self.close()
-        self._prefetch = Prefetch(self._over_epochs(first_step, last_step), BATCHES_AHEAD)
+        source = self._over_epochs(first_step, last_step)
+        self._prefetch = Prefetch(source, BATCHES_AHEAD, check)
         return self._prefetch
+
+    def training_batch(self, step: int) -> Batch:
+        """Read the batch of one step, numbered from 1, alone and without Ray."""
+        return self._train.read_batch(self.cursor(step - 1))
 
     def validation_batches(self) -> Iterator[Batch] | None:
         """Return the held-out batches in order; None if there are none."""

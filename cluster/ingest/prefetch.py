@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -12,11 +12,15 @@ _POLL_S = 0.2
 class Prefetch(Generic[Item]):
     """The items of `source` in order; at most `depth` wait. An error of the source is raised here.
 
-    Call `close` when no more items are wanted: the thread then ends at its next item.
+    Call `close` when no more items are wanted: the thread then ends at its next item. `check` is
+    called while waiting; what it raises ends the wait.
     """
 
-    def __init__(self, source: Iterator[Item], depth: int) -> None:
+    def __init__(
+        self, source: Iterator[Item], depth: int, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._source = source
+        self._check = check
         self._queue: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -30,13 +34,21 @@ class Prefetch(Generic[Item]):
         """Return the next item, waiting for it if need be."""
         if self._closed.is_set():
             raise StopIteration
-        found = self._queue.get()
+        found = self._wait()
         if isinstance(found, tuple):
             return found[0]
         self._closed.set()
         if found is None:
             raise StopIteration
         raise found
+
+    def _wait(self) -> tuple[Item] | BaseException | None:
+        while True:
+            self._check()
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
 
     def close(self) -> None:
         """Read no more."""

@@ -18,7 +18,8 @@ class StepOutcome:
     """One step over all ranks, numbered from 1.
 
     `step_s` is the time of the slowest rank; `busy_s[r]` the part of its time in which rank r
-    computed; `bytes_sent` what all ranks sent to each other.
+    computed, `wait_s[r]` that in which it waited for other ranks; `bytes_sent` what all ranks sent
+    to each other.
     """
 
     step: int
@@ -26,6 +27,7 @@ class StepOutcome:
     gradient_norm: float
     step_s: float
     busy_s: tuple[float, ...]
+    wait_s: tuple[float, ...]
     bytes_sent: int
 
 
@@ -43,8 +45,8 @@ class StepInput:
     @classmethod
     def of(cls, step: int, batch: Batch, learning_rate: float, wait_s: float) -> "StepInput":
         """Read the counts off a batch."""
-        positions = batch.source.numel() + batch.target.numel()
-        return cls(step, batch.num_sentences, batch.num_words, positions, learning_rate, wait_s)
+        counts = batch.num_sentences, batch.num_words, batch.num_positions
+        return cls(step, *counts, learning_rate, wait_s)
 
 
 @dataclass
@@ -132,13 +134,16 @@ def _throughput(inputs: Sequence[StepInput], elapsed_s: float) -> dict[str, floa
 
 def _pipeline(outcomes: Sequence[StepOutcome]) -> dict[str, float]:
     total_s = sum(outcome.step_s for outcome in outcomes)
-    busy = [sum(times) / total_s if total_s else 0.0 for times in _by_rank(outcomes)]
+    busy = _fractions([outcome.busy_s for outcome in outcomes], total_s)
+    waiting = _fractions([outcome.wait_s for outcome in outcomes], total_s)
     metrics = {f"pipeline/rank{rank}_busy": fraction for rank, fraction in enumerate(busy)}
     return metrics | {
         "pipeline/bubble_fraction": 1.0 - sum(busy) / len(busy),
+        "pipeline/wait_fraction": sum(waiting) / len(waiting),
         "pipeline/bytes_sent": sum(o.bytes_sent for o in outcomes) / len(outcomes),
     }
 
 
-def _by_rank(outcomes: Sequence[StepOutcome]) -> list[tuple[float, ...]]:
-    return list(zip(*(outcome.busy_s for outcome in outcomes), strict=True))
+def _fractions(times_s: Sequence[tuple[float, ...]], total_s: float) -> list[float]:
+    """Return what share of the steps' time each rank's times are; one tuple of ranks a step."""
+    return [sum(rank) / total_s if total_s else 0.0 for rank in zip(*times_s, strict=True)]

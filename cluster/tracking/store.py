@@ -33,6 +33,7 @@ _ENVIRONMENT: Mapping[str, str] = {
     "GIT_PYTHON_REFRESH": "quiet",
     # The last line of our standard output belongs to --json.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # With MLflow's defaults one request to a dead server takes four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",

@@ -182,3 +182,16 @@ def test_stored_configuration_of_another_version_is_refused() -> None:
     fields["training"]["momentum"] = 0.9
     with pytest.raises(ConfigError, match=r"stored configuration: unknown key training\.momentum"):
         Config.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("cluster.cpus_per_rank=0.33333", "steps of 0.0001: use 0.3333"),
+        ("cluster.cpus_per_rank=0.00001", "at least 0.0001"),
+        ("cluster.timeout_s=1e300", "at most 1000000"),
+    ],
+)
+def test_what_ray_or_a_clock_cannot_hold_is_refused_here(override: str, remedy: str) -> None:
+    [problem] = problems("quickstart", override)
+    assert remedy in problem

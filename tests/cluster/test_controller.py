@@ -55,7 +55,7 @@ class FakeWorkers:
         if step == self.fail_at:
             raise WorkerFailure(Failure(FailureKind.DIED, "killed", rank=1, step=step))
         self.events.append(f"step {step}")
-        return StepOutcome(step, LossSum(2.0 * step, 2), 1.0, 0.5, (0.25, 0.5), 100)
+        return StepOutcome(step, LossSum(2.0 * step, 2), 1.0, 0.5, (0.25, 0.5), (0.2, 0.0), 100)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         assert not self.in_flight
@@ -73,7 +73,9 @@ class FakeBatches:
     num_valid: int = 2
     steps_per_epoch: int = STEPS_PER_EPOCH
 
-    def training_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def training_batches(
+        self, first_step: int, last_step: int, check: Callable[[], None]
+    ) -> Iterator[Batch]:
         return (make_batch([([2], [3, 4])]) for _ in range(first_step, last_step))
 
     def validation_batches(self) -> Iterator[Batch] | None:

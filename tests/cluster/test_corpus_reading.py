@@ -147,6 +147,9 @@ def test_a_folder_mixes_shards_of_all_forms(tmp_path: Path) -> None:
     write(tmp_path / "4.en", b"alone\n")
     with pytest.raises(CorpusError, match=r"4\.en has 0 files for its target side"):
         shards_of(folder=str(tmp_path))
+    (tmp_path / "4.en").rename(tmp_path / "4.fr.txt")
+    with pytest.raises(CorpusError, match=r"4\.fr\.txt has no file for its source side"):
+        shards_of(folder=str(tmp_path))
 
 
 def test_the_filter_gives_the_first_reason() -> None:

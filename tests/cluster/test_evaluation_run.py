@@ -16,12 +16,12 @@ from cluster.corpus.prepared import (
     SplitEntry,
     VocabularyEntry,
 )
-from cluster.corpus.reading import file_sha256
 from cluster.evaluation_run import EvaluationError, evaluate_checkpoint
 from model.batching import make_batch
 from model.beam_search import BeamSearchError
 from model.checkpoint import CheckpointError, CheckpointInfo, Cursor
 from model.checkpoint_writer import commit, prepare_staging, write_part
+from model.durable_files import file_sha256
 from model.evaluation import corpus_scores, perplexity
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer

@@ -16,7 +16,7 @@ def test_source_is_reversed_and_both_sides_end_in_the_end_symbol() -> None:
     assert batch.source_lengths.tolist() == [4, 3]
     assert batch.target_lengths.tolist() == [3, 2]
     assert (batch.num_words, batch.num_target_tokens) == (12, 5)
-    assert batch.padding_fraction == 1 - 12 / 14
+    assert batch.num_positions == 14
 
 
 def test_forward_source_keeps_the_words_order() -> None:

@@ -99,12 +99,6 @@ def test_a_window_reads_no_more_row_groups_than_asked_and_mixes_their_batches() 
     assert groups != sorted(groups, key=groups.index)
 
 
-def test_the_cursor_after_the_last_batch_opens_the_next_epoch() -> None:
-    order = DataOrder(row_groups([10]), batch_size=5, seed=0, window=1)
-    assert order.after(Cursor(3, 0)) == Cursor(3, 1)
-    assert order.after(Cursor(3, 1)) == Cursor(4, 0)
-
-
 def test_the_order_is_this_one_for_good() -> None:
     """Checkpoints rely on it: if this test fails, old cursors point at other pairs."""
     order = DataOrder(row_groups([4, 4, 3]), batch_size=2, seed=1, window=2)

@@ -11,7 +11,8 @@ from model.network import ModelConfig
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer
-from pipeline.placement import Placement, named_placement
+from pipeline.named_placements import named_placement
+from pipeline.placement import Placement
 from pipeline.plan import Plan
 
 

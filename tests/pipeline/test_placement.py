@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.placement import Placement, PlacementError, named_placement
+from pipeline.named_placements import named_placement
+from pipeline.placement import Placement, PlacementError
 from tests.pipeline.plans import paper_placement, small_model
 
 
