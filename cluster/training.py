@@ -26,7 +26,7 @@ from cluster.run_state import RunState
 from cluster.tracking.run_facts import describe, run_facts
 from cluster.tracking.tracker import Tracker
 from model.optimizer import LearningRateSchedule
-from pipeline.named_placements import named_placement
+from pipeline.placement import named_placement
 from pipeline.plan import Plan
 
 if TYPE_CHECKING:
