@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from cluster.commands import batch, quickstart, train, translate
+from cluster.commands import batch, bench, plan, profile, quickstart, simulate, train, translate
 from cluster.interruption import Interrupted
 from model.errors import UserError
 
@@ -49,6 +49,10 @@ app.command()(train.train)
 app.command()(translate.evaluate)
 app.command()(translate.translate)
 app.command()(train.submit)
+app.command()(profile.profile)
+app.command()(simulate.simulate)
+app.command()(plan.plan)
+app.add_typer(bench.app, name="bench")
 app.add_typer(config_app, name="config")
 config_app.command("show")(train.show_config)
 config_app.command("reference")(train.config_reference)

@@ -24,6 +24,7 @@ from model.batching import Batch
 from model.checkpoint import Checkpoint
 from model.checkpoint_writer import PartRecord, part_name, write_part
 from model.errors import UserError
+from pipeline.emulation import make_device
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
 from pipeline.torch_transport import TorchTransport
@@ -104,9 +105,16 @@ class StageActor:
                 timeout_s=address.timeout_s,
                 attempt=address.attempt,
                 backend="nccl" if self._device == "cuda" else "gloo",
-                device=self._device,
+                device=make_device(self._plan, self._device).tensor_device,
             )
             self._stage = Stage(self._plan, self._rank, self._transport, self._device)
+
+    def replan(self, plan: Plan) -> None:
+        """Build another plan's blocks for as many ranks, over the connections there are."""
+        with self._operation("replan"):
+            assert self._transport is not None, "connect comes first"
+            self._plan = plan
+            self._stage = Stage(plan, self._rank, self._transport, self._device)
 
     def load(self, path: Path) -> None:
         """Replace the parameters by those of a checkpoint, which was verified by the caller."""
@@ -116,11 +124,17 @@ class StageActor:
                 parameter.load(checkpoint.read_rows(parameter.rows))
 
     def train_step(
-        self, step: int, batch: Batch, learning_rate: float, clip_norm: float | None
+        self,
+        step: int,
+        batch: Batch,
+        learning_rate: float,
+        clip_norm: float | None,
+        record: bool = False,
     ) -> StageResult:
         """Make step number `step` together with the other ranks."""
         with self._operation("train_step", step):
-            return self._ready_stage().train_step(batch, learning_rate, clip_norm)
+            stage = self._ready_stage()
+            return stage.train_step(batch, learning_rate, clip_norm, record=record)
 
     def evaluate(self, step: int, batch: Batch) -> StageResult:
         """Compute the loss of a batch after step number `step`, without an update."""

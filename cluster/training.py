@@ -21,12 +21,13 @@ from cluster.evaluation_run import evaluate_checkpoint
 from cluster.failure_policy import WorkerFailure
 from cluster.ingest.corpus_batches import CorpusBatches
 from cluster.interruption import Interrupted, Interruption, watch_signals
+from cluster.layout import layout_words, plan_of
 from cluster.resources import connect
 from cluster.run_state import RunState
+from cluster.timeline import PAGE, TimelineRecorder, write_files
 from cluster.tracking.run_facts import describe, run_facts
 from cluster.tracking.tracker import Tracker
 from model.optimizer import LearningRateSchedule
-from pipeline.placement import named_placement
 from pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -83,9 +84,15 @@ class _Run:
         self._corpus = PreparedCorpus.open(config.corpus.directory)
         self._batches = CorpusBatches(self._corpus, config)
         self._plan = _plan(config, self._corpus)
+        if config.pipeline.placement == "auto" and config.training.schedule is None:
+            report.message(f"the planner chose {layout_words(self._plan)}")
         self._store = CheckpointStore(
             config, self._corpus, self._plan.model, self._batches.steps_per_epoch
         )
+        self._total_steps = steps_of(
+            config.training.epochs, self._batches.steps_per_epoch, config.training.max_steps
+        )
+        self._recorder = self._timeline_recorder()
         self._scores: dict[str, float] = {}
 
     def to_end(self, interruption: Interruption) -> TrainingResult:
@@ -97,7 +104,7 @@ class _Run:
             self._store.begin(tracker.run_id)
             controller = self._controller(tracker, interruption)
             try:
-                controller.run()
+                self._train(controller, tracker)
                 self._log_results(tracker, controller.checkpoint, interruption)
                 status = "FINISHED"
             except Interrupted as error:
@@ -159,11 +166,10 @@ class _Run:
             clip_norm=training.clip_norm,
             attempt=self._store.attempt,
             check=interruption.check,
+            recorder=self._recorder,
         )
         settings = LoopSettings(
-            total_steps=steps_of(
-                training.epochs, self._batches.steps_per_epoch, training.max_steps
-            ),
+            total_steps=self._total_steps,
             schedule=LearningRateSchedule(
                 training.learning_rate, training.halve_after_epochs, training.halve_every_epochs
             ),
@@ -180,6 +186,30 @@ class _Run:
             interruption.check,
             checkpoint=self._store.resumed.path if self._store.resumed else None,
         )
+
+    def _train(self, controller: Controller, tracker: Tracker) -> None:
+        try:
+            controller.run()
+        finally:
+            self._log_timeline(tracker)
+
+    def _timeline_recorder(self) -> TimelineRecorder | None:
+        pipeline = self._config.pipeline
+        if not pipeline.timeline:
+            return None
+        num_steps_ahead = self._total_steps - self._store.position[0]
+        return TimelineRecorder(self._plan, pipeline.timeline_steps, num_steps_ahead)
+
+    def _log_timeline(self, tracker: Tracker) -> None:
+        """Keep the drawn steps beside the checkpoints and in MLflow, however the run ended."""
+        files = self._recorder.files(self._config.name) if self._recorder is not None else {}
+        if not files:
+            return
+        folder = self._store.directory.parent / "timeline"
+        write_files(folder, files)
+        for name, text in files.items():
+            tracker.log_text(name, text)
+        self._report.message(f"timeline of a few steps: {folder / PAGE}")
 
     def _log_results(
         self, tracker: Tracker, checkpoint: Path | None, interruption: Interruption
@@ -254,22 +284,7 @@ class _Record:
 
 def _plan(config: Config, corpus: PreparedCorpus) -> Plan:
     sizes = (len(corpus.vocabulary(side)) for side in ("source", "target"))
-    model = config.model_config_for(*sizes)
-    placement = named_placement(
-        config.pipeline.placement,
-        model,
-        layer_ranks=config.pipeline.layer_ranks,
-        softmax_ranks=config.pipeline.softmax_ranks,
-    )
-    return Plan(
-        model,
-        placement,
-        policy=config.pipeline.policy,
-        num_microbatches=config.pipeline.microbatches,
-        num_chunks=config.pipeline.time_chunks,
-        precision=config.training.precision,
-        seed=config.seed,
-    )
+    return plan_of(config, config.model_config_for(*sizes))
 
 
 def _signature_text(signatures: Mapping[str, str]) -> str:

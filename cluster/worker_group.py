@@ -21,6 +21,7 @@ from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
 from cluster.resources import Reservation, rank_resources, reserve
 from cluster.stage_actor import CONTROL_GROUP, GroupAddress, RankStatus, StageActor, StageError
+from cluster.timeline import TimelineRecorder
 from cluster.tracking.run_metrics import StepOutcome
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
@@ -38,6 +39,13 @@ SETTLE_S = 3.0
 PROBE_S = 10.0
 _POLL_S = 0.5
 _EVALUATIONS_IN_FLIGHT = 3
+_KEEP_MEMORY = {
+    # The C library otherwise gives every large tensor back to the system, and a step pays for new
+    # pages again and again.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+}
 
 
 class WorkerGroup:
@@ -45,7 +53,8 @@ class WorkerGroup:
 
     `check` is called now and then while waiting; what it raises ends the wait. Every method but
     `shutdown` raises WorkerFailure, after which only `shutdown` may be called. `attempt` numbers
-    the lives of a run, so that ranks of an earlier one cannot meet those of this one.
+    the lives of a run, so that ranks of an earlier one cannot meet those of this one. `recorder`
+    gets the timelines of the steps that it wants.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class WorkerGroup:
         clip_norm: float | None = 5.0,
         attempt: int = 1,
         check: Callable[[], None] = lambda: None,
+        recorder: TimelineRecorder | None = None,
     ) -> None:
         self.plan = plan
         self.actors: list[Any] = []
@@ -64,6 +74,7 @@ class WorkerGroup:
         self._clip_norm = clip_norm
         self._attempt = attempt
         self._check = check
+        self._recorder = recorder
         self._reservation: Reservation | None = None
         self._store: StoreServer | None = None
         self._in_flight: deque[tuple[int, list[Any]]] = deque()
@@ -87,6 +98,13 @@ class WorkerGroup:
         """Nodes that hold a rank."""
         return self._reservation.num_nodes if self._reservation else 0
 
+    def replan(self, plan: Plan) -> None:
+        """Let the same ranks follow another plan for as many, from its initial values."""
+        assert plan.num_ranks == self.plan.num_ranks
+        assert not self._in_flight
+        self.plan = plan
+        self._gather([actor.replan.remote(plan) for actor in self.actors], "replan")
+
     def load(self, checkpoint: Path, step: int = 0) -> None:
         """Load a verified checkpoint, taken after `step` steps, into all ranks."""
         self._step = step
@@ -95,8 +113,9 @@ class WorkerGroup:
     def submit_step(self, step: int, batch: Batch, learning_rate: float) -> None:
         """Hand step number `step` to all ranks; returns at once."""
         stored = ray.put(batch)
+        record = self._recorder is not None and self._recorder.wants(step)
         refs = [
-            actor.train_step.remote(step, stored, learning_rate, self._clip_norm)
+            actor.train_step.remote(step, stored, learning_rate, self._clip_norm, record)
             for actor in self.actors
         ]
         self._in_flight.append((step, refs))
@@ -104,7 +123,10 @@ class WorkerGroup:
     def collect_step(self) -> StepOutcome:
         """Wait for the oldest submitted step."""
         self._step, refs = self._in_flight.popleft()
-        return _outcome(self._step, self._gather(refs, "train_step"))
+        results: list[StageResult] = self._gather(refs, "train_step")
+        if self._recorder is not None:
+            self._recorder.add(self._step, results, [status.node for status in self.statuses])
+        return _outcome(self._step, results)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         """Return the loss over some batches, without an update; no step may be under way."""
@@ -165,6 +187,7 @@ class WorkerGroup:
                 "env_vars": {
                     "OMP_NUM_THREADS": str(num_threads),
                     "MLFLOW_DISABLE_TELEMETRY": "true",
+                    **_KEEP_MEMORY,
                 }
             },
         )

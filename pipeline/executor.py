@@ -15,26 +15,35 @@ from model.block import Block, Tensors
 from model.network import BlockSpec
 from model.precision import Precision
 from pipeline.batch_chunks import BatchChunks
+from pipeline.devices import Device
 from pipeline.graph import Operation, Value
 from pipeline.plan import Plan
 from pipeline.program import Instruction, Program, Receive, compile_program
+from pipeline.recording import RecordedOperation
 from pipeline.shapes import value_dtype, value_shape
 from pipeline.transport import Pending, Transport
 
 
 @dataclass
 class Timing:
-    """Where a rank's time went: in operations of blocks, and blocked on other ranks."""
+    """Where a rank's time went: in operations of blocks, and blocked on other ranks.
+
+    `operations` is None unless every single one was to be written down. `meet_s` and `met_s` are
+    the clock times at which the rank entered and left the last sum over all ranks.
+    """
 
     busy_s: float = 0.0
     wait_s: float = 0.0
+    operations: list[RecordedOperation] | None = None
+    meet_s: float = 0.0
+    met_s: float = 0.0
 
 
 class Executor:
     """Runs a rank's part of a plan over its blocks."""
 
     def __init__(
-        self, plan: Plan, rank: int, blocks: Mapping[str, Block[Any]], device: str
+        self, plan: Plan, rank: int, blocks: Mapping[str, Block[Any]], device: Device
     ) -> None:
         self.plan, self.rank = plan, rank
         self.blocks = blocks
@@ -43,11 +52,17 @@ class Executor:
         self.specs: dict[str, BlockSpec] = {spec.name: spec for spec in plan.blocks}
         self._programs: dict[bool, Program] = {}
 
-    def run(self, batch: Batch, transport: Transport, *, training: bool) -> Timing:
-        """Run F of a batch and, in training, I and W, which add to the parameters' gradients."""
-        chunks = BatchChunks(batch, self.plan.num_microbatches, self.plan.num_chunks, self.device)
-        run = _Run(self, self._program(training), chunks, transport)
-        return run.to_end()
+    def run(
+        self, batch: Batch, transport: Transport, *, training: bool, record: bool = False
+    ) -> Timing:
+        """Run F of a batch and, in training, I and W, which add to the parameters' gradients.
+
+        With `record` the timing lists every operation.
+        """
+        device = self.device.tensor_device
+        chunks = BatchChunks(batch, self.plan.num_microbatches, self.plan.num_chunks, device)
+        timing = Timing(operations=[] if record else None)
+        return _Run(self, self._program(training), chunks, transport, timing).to_end()
 
     def _program(self, training: bool) -> Program:
         if training not in self._programs:
@@ -60,7 +75,12 @@ class _Run:
     """One pass through a program, with the values and saved objects that live during it."""
 
     def __init__(
-        self, executor: Executor, program: Program, chunks: BatchChunks, transport: Transport
+        self,
+        executor: Executor,
+        program: Program,
+        chunks: BatchChunks,
+        transport: Transport,
+        timing: Timing,
     ) -> None:
         self._executor = executor
         self._program = program
@@ -70,9 +90,10 @@ class _Run:
         self._pending: dict[Value, Pending] = {}
         self._uses_left = dict(program.num_uses)
         self._saved: dict[tuple[str, int, int], Any] = {}
-        self._timing = Timing()
+        self._timing = timing
 
     def to_end(self) -> Timing:
+        self._executor.device.begin_step()
         for instruction in self._program.instructions:
             self._step(instruction)
         assert not self._values, "a value was kept that nobody uses"
@@ -83,15 +104,21 @@ class _Run:
         return self._timing
 
     def _step(self, instruction: Instruction) -> None:
+        timing = self._timing
+        waited_s = timing.wait_s
         for receive in instruction.post:
             self._post(receive)
         inputs = {
-            port: self._sum([self._use(value) for value in producers])
+            port: self._gather([self._use(value) for value in producers])
             for port, producers in instruction.inputs.items()
         }
         start = time.perf_counter()
         outputs = self._operate(instruction.operation, inputs)
-        self._timing.busy_s += time.perf_counter() - start
+        end = time.perf_counter()
+        timing.busy_s += end - start
+        if timing.operations is not None:
+            waited_s = timing.wait_s - waited_s
+            timing.operations.append(RecordedOperation(instruction.operation, start, end, waited_s))
         for send in instruction.sends:
             tensor = outputs[send.port].contiguous()
             self._transport.send(tensor, send.destination, send.tag)
@@ -133,15 +160,12 @@ class _Run:
         if value in self._pending:
             start = time.perf_counter()
             self._values[value] = self._pending.pop(value).wait()
-            self._timing.wait_s += time.perf_counter() - start
+            waited_s = time.perf_counter() - start
+            self._timing.wait_s += waited_s
+            self._executor.device.waited(waited_s)
         self._uses_left[value] -= 1
         return self._values[value] if self._uses_left[value] else self._values.pop(value)
 
-    def _sum(self, terms: list[Tensor]) -> Tensor:
-        """Add in the given order, in the state format."""
-        if len(terms) == 1:
-            return terms[0]
-        total = terms[0].to(self._executor.precision.state, copy=True)
-        for term in terms[1:]:
-            total += term
-        return total.to(terms[0].dtype)
+    def _gather(self, terms: list[Tensor]) -> Tensor:
+        """Return what arrives at a port: one tensor, or the sum of several."""
+        return terms[0] if len(terms) == 1 else self._executor.device.add(terms)

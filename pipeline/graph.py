@@ -7,9 +7,11 @@ back. Nothing here knows ranks, costs or tensors.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from model.network import BlockSpec
+from pipeline.numbered_graph import NumberedGraph, number_graph
 
 Kind = Literal["F", "I", "W"]
 
@@ -58,6 +60,11 @@ class Graph:
     def operations(self) -> tuple[Operation, ...]:
         """All operations, in the order of `inputs`."""
         return tuple(self.inputs)
+
+    @cached_property
+    def numbered(self) -> NumberedGraph:
+        """The same graph with operations as numbers, made on first use."""
+        return number_graph(self)
 
     def values_in(self, operation: Operation) -> Iterator[Value]:
         """Yield the values that the operation takes, in port order."""

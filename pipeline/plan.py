@@ -13,6 +13,8 @@ from model.errors import UserError
 from model.network import BlockSpec, ModelConfig
 from model.parameter import ParameterRows
 from model.precision import Precision
+from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.costs import Costs
 from pipeline.graph import Graph, Value, build_graph
 from pipeline.placement import Placement
 from pipeline.policies import named_policy
@@ -33,7 +35,8 @@ class Plan:
     """Model, placement and order of a run; M microbatches a batch, K time chunks a side.
 
     It is checked when it is made: PlacementError, or UserError for an unknown policy or precision
-    and for counts below one. Schedules are worked out on first use.
+    and for counts below one. Schedules are worked out on first use, by policies that look at costs
+    with `costs`, or with counts of arithmetic where there are none.
     """
 
     model: ModelConfig
@@ -43,6 +46,7 @@ class Plan:
     num_chunks: int = 1
     precision: str = "float32"
     seed: int = 1
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         named_policy(self.policy)
@@ -54,6 +58,8 @@ class Plan:
             if count < 1:
                 raise UserError(f"pipeline.{key}={count} is too few; use 1 or more")
         self.placement.check(self.model)
+        if self.costs is not None:
+            self.costs.check(self.model)
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedules are large and quickly made again, so they do not travel.
@@ -97,6 +103,7 @@ class Plan:
 
     def _planned(self, *, training: bool) -> PlannedStep:
         graph = build_graph(self.blocks, self.num_microbatches, self.num_chunks, training=training)
-        schedule = named_policy(self.policy)(graph, self.placement)
+        costs = self.costs or arithmetic_costs(self.model, precision=self.precision)
+        schedule = named_policy(self.policy)(graph, self.placement, costs=costs)
         validate(schedule, graph, self.placement)
         return PlannedStep(graph, schedule, messages(schedule, graph, self.placement))

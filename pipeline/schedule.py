@@ -1,7 +1,8 @@
 """Schedules as data: for every rank, the operations in the order in which it runs them.
 
 The messages between ranks follow from the order and the placement, so a schedule does not list
-them. `validate` refuses every schedule that would compute something wrong or never end.
+them. `validate` refuses every schedule that would compute something wrong or never end;
+`pipeline.memory` refuses those that keep too much.
 """
 
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.errors import UserError
+from pipeline.exchange import Sends, find_blocked_rank
 from pipeline.graph import Graph, Operation, Value
 from pipeline.placement import Placement
 
@@ -22,6 +24,12 @@ class Schedule:
     """The ordered operations of every rank, by rank."""
 
     operations: tuple[tuple[Operation, ...], ...]
+
+    def forward_only(self) -> "Schedule":
+        """Return the same order without gradients, as it runs in an evaluation."""
+        return Schedule(
+            tuple(tuple(op for op in rank if op.kind == "F") for rank in self.operations)
+        )
 
 
 Pair = tuple[int, int]
@@ -52,11 +60,14 @@ def messages(
     return {pair: tuple(values) for pair, values in sorted(sent.items())}
 
 
-def validate(schedule: Schedule, graph: Graph, placement: Placement) -> None:
+def validate(
+    schedule: Schedule, graph: Graph, placement: Placement, *, sends: Sends = "buffered"
+) -> None:
     """Raise ScheduleError, which names an operation, unless the schedule runs the whole graph.
 
-    Sends are taken not to block. Then receives in the order of the sends cannot add a deadlock: a
-    message waits only for what its sender does before it anyway.
+    By default sends do not block, as in the transports here. Then receives in the order of the
+    sends cannot add a deadlock: a message waits only for what its sender does before it anyway.
+    Other ways to send, under which fewer schedules end, are in `pipeline.exchange`.
     """
     if len(schedule.operations) != placement.num_ranks:
         raise ScheduleError(
@@ -66,6 +77,8 @@ def validate(schedule: Schedule, graph: Graph, placement: Placement) -> None:
     _check_each_once(schedule, graph)
     _check_ranks(schedule, placement)
     _check_progress(schedule, graph)
+    if sends != "buffered":
+        _check_exchange(schedule, graph, placement, sends)
 
 
 def _check_each_once(schedule: Schedule, graph: Graph) -> None:
@@ -109,6 +122,17 @@ def _check_progress(schedule: Schedule, graph: Graph) -> None:
             places[rank] += 1
             runnable.extend(waiting.pop(operation, ()))
     _refuse_stuck(schedule, waiting)
+
+
+def _check_exchange(schedule: Schedule, graph: Graph, placement: Placement, sends: Sends) -> None:
+    sent = messages(schedule, graph, placement)
+    blocked = find_blocked_rank(schedule.operations, sent, graph, sends)
+    if blocked is not None:
+        raise ScheduleError(
+            f"with {sends} sends the schedule never ends: rank {blocked.rank} waits for rank "
+            f"{blocked.peer} to {blocked.missing} {blocked.value.port!r} of "
+            f"{blocked.value.operation}; change the order, or use sends that do not block"
+        )
 
 
 def _refuse_stuck(schedule: Schedule, waiting: Mapping[Operation, list[int]]) -> None:

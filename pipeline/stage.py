@@ -15,13 +15,13 @@ from torch import Tensor
 
 from model.batching import Batch
 from model.block import Block
-from model.network import build_block
 from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.parameter import Parameter
-from model.precision import Precision
 from model.softmax import Loss, LossSum
+from pipeline.emulation import make_device
 from pipeline.executor import Executor, Timing
 from pipeline.plan import Plan
+from pipeline.recording import RankRecord
 from pipeline.transport import Transport
 
 
@@ -33,7 +33,7 @@ class StageResult:
     `gradient_norm` is that of all ranks' gradients per sentence before clipping, the same on all of
     them, and 0 after an evaluation. `busy_s` is the time in operations of blocks, `wait_s` that
     blocked on other ranks, `step_s` all of the step; on CUDA they are the host's times.
-    `bytes_sent` counts the tensors sent to other ranks.
+    `bytes_sent` counts the tensors sent to other ranks. `record` is there if it was asked for.
     """
 
     loss: LossSum
@@ -42,6 +42,7 @@ class StageResult:
     wait_s: float
     step_s: float
     bytes_sent: int
+    record: RankRecord | None = None
 
 
 class Stage:
@@ -58,16 +59,13 @@ class Stage:
         assert (transport.rank, transport.num_ranks) == (rank, plan.num_ranks)
         self.plan, self.rank = plan, rank
         self.transport = transport
-        precision = Precision(plan.precision)
+        made = make_device(plan, device)
         self.blocks: dict[str, Block[Any]] = {
-            spec.name: build_block(
-                spec, plan.model, precision=precision, device=device, seed=plan.seed
-            )
-            for spec in plan.blocks_of(rank)
+            spec.name: made.build_block(spec) for spec in plan.blocks_of(rank)
         }
         held = {p.rows: p for block in self.blocks.values() for p in block.parameters}
         self._parameters = {rows.key: held[rows] for rows in plan.parameter_rows if rows in held}
-        self._executor = Executor(plan, rank, self.blocks, device)
+        self._executor = Executor(plan, rank, self.blocks, made)
 
     def parameters(self) -> dict[str, Parameter]:
         """Return the pieces of parameters that this rank owns, by key, in the canonical order."""
@@ -78,15 +76,20 @@ class Stage:
         return {key: parameter.gradient() for key, parameter in self._parameters.items()}
 
     def train_step(
-        self, batch: Batch, learning_rate: float, clip_norm: float | None
+        self,
+        batch: Batch,
+        learning_rate: float,
+        clip_norm: float | None,
+        *,
+        record: bool = False,
     ) -> StageResult:
-        """Make one update.
+        """Make one update; with `record` the result tells when every operation ran.
 
         Raises NonFiniteGradientError, on all ranks and before anything is changed, or
         TransportError.
         """
         start, bytes_before = time.perf_counter(), self.transport.bytes_sent
-        timing = self.accumulate(batch)
+        timing = self.accumulate(batch, record=record)
         norm = self.update(batch.num_sentences, learning_rate, clip_norm, timing)
         return self._result(norm, timing, start, bytes_before)
 
@@ -97,10 +100,10 @@ class Stage:
             timing = self._executor.run(batch, self.transport, training=False)
         return self._result(0.0, timing, start, bytes_before)
 
-    def accumulate(self, batch: Batch) -> Timing:
+    def accumulate(self, batch: Batch, *, record: bool = False) -> Timing:
         """Run the schedule: add a batch's gradients to those of the parameters."""
         with self._released_on_error():
-            return self._executor.run(batch, self.transport, training=True)
+            return self._executor.run(batch, self.transport, training=True, record=record)
 
     def update(
         self,
@@ -134,20 +137,23 @@ class Stage:
             self._parameters[rows.key].squared_norm() if rows.key in self._parameters else 0.0
             for rows in self.plan.parameter_rows
         ]
-        start = time.perf_counter()
+        timing.meet_s = time.perf_counter()
         total = self.transport.all_reduce_sum(torch.tensor(norms, dtype=torch.float64))
-        timing.wait_s += time.perf_counter() - start
+        timing.met_s = time.perf_counter()
+        timing.wait_s += timing.met_s - timing.meet_s
         summed: list[float] = total.tolist()
         return summed
 
     def _result(self, norm: float, timing: Timing, start: float, bytes_before: int) -> StageResult:
+        loss, end = self.take_loss(), time.perf_counter()
         return StageResult(
-            loss=self.take_loss(),
+            loss=loss,
             gradient_norm=norm,
             busy_s=timing.busy_s,
             wait_s=timing.wait_s,
-            step_s=time.perf_counter() - start,
+            step_s=end - start,
             bytes_sent=self.transport.bytes_sent - bytes_before,
+            record=_record(timing, end),
         )
 
     @contextmanager
@@ -161,3 +167,9 @@ class Stage:
             if not isinstance(error, NonFiniteGradientError):
                 self.transport.close()
             raise
+
+
+def _record(timing: Timing, end_s: float) -> RankRecord | None:
+    if timing.operations is None:
+        return None
+    return RankRecord(tuple(timing.operations), timing.meet_s, timing.met_s, end_s)

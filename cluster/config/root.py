@@ -14,7 +14,9 @@ from pydantic import Field, model_validator
 
 from cluster.config.corpus import CorpusConfig
 from cluster.config.file import load_validated, validate
+from cluster.config.placement_file import read_placement_file
 from cluster.config.sections import (
+    PLACEMENT_NAMES,
     CheckpointConfig,
     ClusterConfig,
     EvaluationConfig,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from model.seq2seq import ModelConfig
 
 Scalar = str | int | float | bool | None
+_LEAST_RANKS = {"paper": 2, "separate": 2, "split": 2}
 
 
 class Config(Section):
@@ -66,7 +69,7 @@ class Config(Section):
         return self
 
     def _layout_problems(self) -> Iterator[str]:
-        if self.pipeline.placement == "paper":
+        if self.training.schedule is None:
             yield from self._placement_problems()
         if self.pipeline.microbatches > self.training.batch_size:
             yield (
@@ -83,23 +86,47 @@ class Config(Section):
             )
 
     def _placement_problems(self) -> Iterator[str]:
-        if self.num_layer_ranks > self.model.num_layers:
+        pipeline = self.pipeline
+        if pipeline.placement in ("paper", "uneven"):
+            yield from self._layer_rank_problems()
+            yield from self._softmax_rank_problems()
+        least = _LEAST_RANKS.get(pipeline.placement, 1)
+        if pipeline.ranks is not None and pipeline.ranks < least:
             yield (
-                f"pipeline.layer_ranks={self.num_layer_ranks} is more than "
-                f"model.num_layers={self.model.num_layers}; a rank needs at least one layer: "
-                "lower pipeline.layer_ranks, or set it to null for one rank a layer"
+                f"pipeline.ranks={pipeline.ranks} is too few for pipeline.placement="
+                f"{pipeline.placement}, which needs {least} or more; raise it, or use single"
             )
-        num_words = self.corpus.target_vocabulary.size
-        if self.pipeline.softmax_ranks > num_words:
+
+    def _softmax_rank_problems(self) -> Iterator[str]:
+        softmax_ranks, num_words = self.pipeline.softmax_ranks, self.corpus.target_vocabulary.size
+        if self.pipeline.ranks is None and softmax_ranks > num_words:
             yield (
-                f"pipeline.softmax_ranks={self.pipeline.softmax_ranks} is more than "
+                f"pipeline.softmax_ranks={softmax_ranks} is more than "
                 f"corpus.target_vocabulary.size={num_words}; a rank needs at least one word: "
                 "lower pipeline.softmax_ranks"
             )
 
+    def _layer_rank_problems(self) -> Iterator[str]:
+        pipeline = self.pipeline
+        if pipeline.ranks is not None and pipeline.layer_ranks is None:
+            return  # the placement cuts the ranks as it is best
+        num_layer_ranks = pipeline.layer_ranks or self.model.num_layers
+        if num_layer_ranks > self.model.num_layers:
+            yield (
+                f"pipeline.layer_ranks={num_layer_ranks} is more than "
+                f"model.num_layers={self.model.num_layers}; a rank needs at least one layer: "
+                "lower pipeline.layer_ranks, or set it to null for one rank a layer"
+            )
+        most = (pipeline.ranks or num_layer_ranks + 1) - (pipeline.placement == "paper")
+        if num_layer_ranks > most:
+            yield (
+                f"pipeline.layer_ranks={num_layer_ranks} leaves no rank of pipeline.ranks="
+                f"{pipeline.ranks} for the words of the softmax; lower it, or set it to null"
+            )
+
     @property
     def num_layer_ranks(self) -> int:
-        """Ranks that hold layers: one if the placement is `single`."""
+        """Ranks that hold layers, in the layouts of the paper: one if the placement is `single`."""
         if self.pipeline.placement == "single":
             return 1
         return self.pipeline.layer_ranks or self.model.num_layers
@@ -111,7 +138,18 @@ class Config(Section):
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the pipeline, so also devices."""
+        """Ranks of the pipeline, so also devices.
+
+        Reads the file of the schedule or of the placement, if one is named: raises UserError.
+        """
+        if self.training.schedule is not None:
+            from pipeline.schedule_file import load_schedule  # brings in torch
+
+            return load_schedule(self.training.schedule).placement.num_ranks
+        if self.pipeline.placement not in PLACEMENT_NAMES:
+            return read_placement_file(Path(self.pipeline.placement)).num_ranks
+        if self.pipeline.placement != "single" and self.pipeline.ranks is not None:
+            return self.pipeline.ranks
         return self.num_layer_ranks + self.num_softmax_ranks
 
     @property

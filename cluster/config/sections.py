@@ -21,6 +21,7 @@ Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1
 FolderPath = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+PLACEMENT_NAMES = ("single", "paper", "uneven", "separate", "split", "auto")
 
 
 class Section(BaseModel):
@@ -89,30 +90,52 @@ class TrainingConfig(Section):
     log_every_steps: Count = Field(
         default=10, description="Steps over which logged metrics are averaged"
     )
+    schedule: FolderPath | None = Field(
+        default=None,
+        description="Saved schedule file to train with as it stands; it has the placement and the "
+        "cuts, so that those under `pipeline` are not looked at; null: pipeline.policy makes one",
+    )
 
 
 class PipelineConfig(Section):
     """How the model is cut over ranks and in which order each rank works."""
 
-    placement: Literal["single", "paper"] = Field(
+    placement: Text = Field(
         default="paper",
         description="single: one rank has it all; paper: layer ranks, which hold encoder and "
-        "decoder layer l together, and softmax ranks, which share the target vocabulary",
+        "decoder layer l together, and softmax ranks, which share the target vocabulary; uneven: "
+        "the layer ranks take some words too; separate: encoder ranks and decoder ranks; split: "
+        "recurrences and projections on different ranks; auto: the planner chooses, policy and "
+        "cuts as well; or a file that ends in .yaml, with a rank for every block",
+    )
+    ranks: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Ranks of the whole pipeline, for every placement but single and a file; null: "
+        "layer_ranks and softmax_ranks together",
     )
     layer_ranks: int | None = Field(
         default=None,
         ge=1,
         le=1000,
-        description="Ranks that share the layers (placement paper); null: one for each layer",
+        description="Ranks that share the layers (placements paper and uneven); null: one for each "
+        "layer, or what is best of `ranks`",
     )
     softmax_ranks: int = Field(
         default=4,
         ge=1,
         le=1000,
-        description="Ranks that share the softmax's words (placement paper)",
+        description="Ranks that share the softmax's words and hold no layer (placements paper and "
+        "uneven), if `ranks` is null",
     )
-    policy: Literal["fill_drain", "wavefront"] = Field(
+    policy: Literal["fill_drain", "wavefront", "1f1b", "deferred_weights", "priority_list"] = Field(
         default="wavefront", description="How each rank's order of operations is chosen"
+    )
+    costs: FolderPath | None = Field(
+        default=None,
+        description="File of measured costs, for what depends on them: orders, shares of words, "
+        "auto; null: counts of arithmetic at one rate, messages free",
     )
     microbatches: int = Field(
         default=1, ge=1, le=10_000, description="Parts into which a batch's sentences are cut"
@@ -120,6 +143,23 @@ class PipelineConfig(Section):
     time_chunks: int = Field(
         default=1, ge=1, le=10_000, description="Parts into which the positions of a side are cut"
     )
+    timeline: bool = Field(
+        default=False,
+        description="Record when every operation of a few steps ran, and draw it at the run's end",
+    )
+    timeline_steps: int = Field(
+        default=3, ge=1, le=100, description="Steps that are recorded, after five to warm up"
+    )
+
+    @field_validator("placement")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in PLACEMENT_NAMES and not value.endswith((".yaml", ".yml")):
+            raise ValueError(
+                f"is {value!r}; use one of {', '.join(PLACEMENT_NAMES)}, or the path of a .yaml "
+                "file that gives every block a rank"
+            )
+        return value
 
 
 class ClusterConfig(Section):
@@ -130,8 +170,10 @@ class ClusterConfig(Section):
         description="Ray cluster: auto, 10.0.0.1:6379, or local to start Ray here; null: "
         "RAY_ADDRESS if that is set, else Ray starts on this machine",
     )
-    device: Literal["cpu", "cuda"] = Field(
-        default="cpu", description="What a rank computes on; cuda takes one GPU for each rank"
+    device: Literal["cpu", "cuda", "emulated"] = Field(
+        default="cpu",
+        description="What a rank computes on; cuda takes one GPU for each rank, and emulated only "
+        "waits as long as the costs say, to measure all else",
     )
     threads_per_rank: int = Field(
         default=1,

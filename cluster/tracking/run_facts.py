@@ -4,6 +4,7 @@ import os
 
 from cluster.config import Config
 from cluster.corpus.prepared import PreparedCorpus
+from cluster.layout import layout_words
 from pipeline.plan import Plan
 
 
@@ -26,24 +27,9 @@ def describe(config: Config, plan: Plan) -> str:
     model = plan.model
     return (
         f"{model.num_layers} layers of {model.hidden_size:,} cells, "
-        f"{model.num_parameters():,} weights, on {_layout(config)}; "
+        f"{model.num_parameters():,} weights, on {layout_words(plan)}; "
         f"corpus {config.corpus.directory}"
     )
-
-
-def _layout(config: Config) -> str:
-    if config.num_ranks == 1:
-        return "1 rank"
-    return (
-        f"{config.num_ranks} ranks ({config.num_layer_ranks} for layers, "
-        f"{config.num_softmax_ranks} for the softmax), {config.pipeline.policy} schedule, "
-        f"{_counted(config.pipeline.microbatches, 'microbatch', 'microbatches')}, "
-        f"{_counted(config.pipeline.time_chunks, 'time chunk', 'time chunks')}"
-    )
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _cpu_capability() -> str:

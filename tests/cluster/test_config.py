@@ -88,7 +88,7 @@ def test_layer_ranks_default_to_one_a_layer() -> None:
 def test_vocabularies_as_built_decide_the_networks_shape() -> None:
     shape = Config.load(CONFIGS / "numbers.yaml").model_config_for(31, 27)
     assert (shape.source_vocabulary_size, shape.target_vocabulary_size) == (31, 27)
-    assert (shape.num_layers, shape.hidden_size, shape.embedding_size) == (2, 128, 64)
+    assert (shape.num_layers, shape.hidden_size, shape.embedding_size) == (2, 64, 64)
 
 
 def test_flat_gives_every_setting_as_a_scalar() -> None:

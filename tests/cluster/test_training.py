@@ -1,5 +1,6 @@
 """Whole trainings with real actors, from configs/paper.yaml at a small size, into real MLflow."""
 
+import json
 import os
 import random
 import signal
@@ -183,6 +184,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     assert any(not torch.equal(v, expected[n]) for n, v in tensors_of(first).items())
     assert resumed.metrics["valid/loss"] == unbroken.metrics["valid/loss"]
     assert run_of(resumed)[0] == "FINISHED"
+    assert "timeline.html" not in artifacts_of(resumed)
 
 
 @pytest.mark.slow
@@ -223,6 +225,25 @@ def test_a_killed_rank_fails_the_run_in_one_line(
     [run] = client.search_runs([experiment.experiment_id], "attributes.run_name = 'victim'")
     assert run.info.status == "FAILED"
     assert run.data.tags["baton.error"] == str(caught.value)
+
+
+def test_a_few_steps_are_drawn_beside_the_checkpoints_and_in_mlflow(
+    prepared: Path, tmp_path: Path, store: str
+) -> None:
+    report = Report()
+    layout = ["model.num_layers=2", "pipeline.layer_ranks=1", "pipeline.softmax_ranks=1"]
+    timeline = ["pipeline.timeline=true", "pipeline.timeline_steps=2", "training.max_steps=6"]
+    result = train(config_of(prepared, tmp_path, [store, *layout, *timeline]), report=report)
+    assert {"timeline.html", "timeline.trace.json"} <= artifacts_of(result)
+    folder = tmp_path / "timeline"
+    trace = json.loads((folder / "timeline.trace.json").read_text(encoding="utf-8"))
+    operations = [event for event in trace["traceEvents"] if "block" in event["args"]]
+    # A run of six steps has four to warm up.
+    assert {event["args"]["step"] for event in operations} == {5, 6}
+    assert {event["tid"] for event in operations} == {0, 1}
+    assert len(operations) == trace["otherData"]["operations"]
+    assert (folder / "timeline.html").stat().st_size > 10_000
+    assert f"timeline of a few steps: {folder / 'timeline.html'}" in report.messages
 
 
 def test_sigterm_ends_the_run_as_killed(prepared: Path, tmp_path: Path, store: str) -> None:

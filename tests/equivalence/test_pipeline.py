@@ -8,6 +8,7 @@ from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer
 from pipeline.in_process import InProcessPipeline
+from pipeline.named_placements import named_placement
 from pipeline.placement import Placement
 from pipeline.plan import Plan
 from pipeline.policies import POLICIES
@@ -25,6 +26,8 @@ LAYOUTS = [None, (1, 1), (2, 1), (3, 2), (2, 4)]
 # Microbatches and time chunks; a batch of 5 has empty microbatches in 7, and no sentence of the
 # batches here has 20 words.
 CUTS = [(1, 1), (2, 1), (1, 3), (3, 4), (7, 2), (2, 20)]
+# More ranks than layers, fewer, and numbers that do not divide.
+NAMED = [("uneven", 2), ("uneven", 5), ("separate", 3), ("separate", 8), ("split", 4), ("split", 7)]
 NO_WORDS = make_batch([([], []), ([], [])])
 ONE_WORD = make_batch([([3], [4])])
 
@@ -54,10 +57,25 @@ def test_float64_step_is_the_oracles(
     check_step(plan, random_batch(5, seed=sum(cuts)), 5.0, 1e-10)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("cuts", CUTS[2:], ids=str)
+@pytest.mark.parametrize(("name", "num_ranks"), NAMED, ids=str)
+def test_named_placements_make_the_oracles_step(
+    name: str, num_ranks: int, cuts: tuple[int, int], policy: str
+) -> None:
+    config = small_model()
+    placement = named_placement(
+        name, config, num_ranks=num_ranks, num_microbatches=cuts[0], num_chunks=cuts[1]
+    )
+    plan = Plan(config, placement, policy, *cuts, precision="float64")
+    check_step(plan, random_batch(5, seed=sum(cuts)), 5.0, 1e-10)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("batch", [NO_WORDS, ONE_WORD], ids=["no words", "one word"])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_shortest_sentences(batch: Batch, cuts: tuple[int, int]) -> None:
-    plan = small_plan((3, 2), num_microbatches=cuts[0], num_chunks=cuts[1])
+def test_shortest_sentences(batch: Batch, cuts: tuple[int, int], policy: str) -> None:
+    plan = small_plan((3, 2), policy=policy, num_microbatches=cuts[0], num_chunks=cuts[1])
     check_step(plan, batch, 5.0, 1e-10)
 
 

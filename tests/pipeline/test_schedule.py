@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.graph import Operation, build_graph
+from pipeline.exchange import Sends
+from pipeline.graph import Graph, Operation, build_graph
 from pipeline.placement import Placement
+from pipeline.placement_rules import placement_from_rules
 from pipeline.plan import Plan
 from pipeline.policies import POLICIES
 from pipeline.schedule import Schedule, ScheduleError, messages, validate
@@ -179,9 +181,68 @@ def test_a_policys_order_within_a_block_does_not_depend_on_the_placement(
                 for spec in graph.blocks
             }
         )
-    assert orders[0] == orders[1]
+    if policy in ("fill_drain", "wavefront"):
+        assert orders[0] == orders[1]
+    else:
+        # What runs when depends on costs and ranks, but not the order of sums.
+        assert sums(orders[0]) == sums(orders[1])
+
+
+def sums(orders: dict[str, list[Operation]]) -> dict[str, list[Operation]]:
+    return {block: [o for o in order if o.kind == "W"] for block, order in orders.items()}
 
 
 def test_messages_of_one_rank_are_none() -> None:
     planned = small_plan().training
     assert messages(planned.schedule, planned.graph, small_plan().placement) == {}
+
+
+def crossed() -> tuple[Schedule, Graph, Placement]:
+    """Two ranks, each of which sends the other a carry and then waits for the other's."""
+    model = small_model(num_layers=2)
+    rules = {
+        "source_embedding": 0, "encoder.0.*": 0, "decoder.1.*": 0, "softmax.0": 0, "loss": 0,
+        "target_embedding": 1, "encoder.1.*": 1, "decoder.0.*": 1,
+    }  # fmt: skip
+    placement = placement_from_rules(model, rules)
+    graph = build_graph(placement.blocks(model), 1, 2, training=False)
+    wave = POLICIES["wavefront"](graph, placement)
+    return wave, graph, placement
+
+
+def test_sends_that_block_need_another_order_than_those_that_do_not() -> None:
+    schedule, graph, placement = crossed()
+    validate(schedule, graph, placement)
+    ends = {}
+    for sends in ("rendezvous", "batched"):
+        try:
+            validate(schedule, graph, placement, sends=sends)
+        except ScheduleError as error:
+            assert f"with {sends} sends the schedule never ends: rank" in str(error)
+            ends[sends] = False
+        else:
+            ends[sends] = True
+    assert ends["rendezvous"] is False
+
+
+def test_a_row_of_ranks_that_only_send_forward_never_blocks() -> None:
+    model = small_model()
+    placement = paper_placement(model, 3, 1)
+    graph = build_graph(placement.blocks(model), 1, 1, training=False)
+    schedule = POLICIES["wavefront"](graph, placement)
+    for sends in ("buffered", "rendezvous", "batched"):
+        validate(schedule, graph, placement, sends=sends)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_what_runs_with_rendezvous_runs_batched(plan: Plan) -> None:
+    def ends(sends: Sends) -> bool:
+        try:
+            validate(plan.training.schedule, plan.training.graph, plan.placement, sends=sends)
+        except ScheduleError:
+            return False
+        return True
+
+    assert ends("batched") or not ends("rendezvous")
+    assert ends("buffered")

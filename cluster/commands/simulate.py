@@ -1,0 +1,173 @@
+"""The command simulate: how long a step takes with one layout, and where its time goes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.commands.cost_options import (
+    CostOptions,
+    CostsOption,
+    DeviceRate,
+    Devices,
+    LinkLatency,
+    LinkRate,
+    SourceLength,
+    TargetLength,
+    costs_line,
+    costs_of,
+    device_overrides,
+    is_relative,
+)
+from cluster.commands.options import AsJson, ConfigFile, Overrides, load_config
+from cluster.commands.output import print_result, reserved_stdout
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+    from pipeline.simulator import Simulation
+
+
+def simulate(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    devices: Devices = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False, help="Which device owns what. Default: pipeline.placement."
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="How orders are chosen. Default: pipeline.policy."),
+    ] = None,
+    microbatches: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Parts of the batch's sentences. Default: pipeline."),
+    ] = None,
+    time_chunks: Annotated[
+        int | None,
+        typer.Option(show_default=False, help="Parts of the positions. Default: pipeline."),
+    ] = None,
+    source_length: SourceLength = None,
+    target_length: TargetLength = None,
+    costs: CostsOption = None,
+    link_latency_us: LinkLatency = None,
+    link_gb_per_s: LinkRate = None,
+    device_tflops: DeviceRate = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also draw the step, time from left to right.")
+    ] = False,
+    save_schedule: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, help="Keep the schedule, for training.schedule."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict a training step: its time, speedup over one device, and what each device does.
+
+    Nothing is trained, and no device is needed. What is not given comes from the configuration.
+
+    Example:  baton simulate configs/paper.yaml --placement split --policy deferred_weights --grid
+    """
+    options = CostOptions(
+        costs, source_length, target_length, link_latency_us, link_gb_per_s, device_tflops
+    )
+    settings = {
+        "placement": placement,
+        "policy": policy,
+        "microbatches": microbatches,
+        "time_chunks": time_chunks,
+    }
+    given = [f"pipeline.{key}={value}" for key, value in settings.items() if value is not None]
+    config = load_config(config_file, [*device_overrides(overrides, devices), *given])
+    from cluster.layout import plan_of
+    from pipeline.grid import draw_letters
+    from pipeline.schedule_file import SavedSchedule
+    from pipeline.schedule_file import save_schedule as write_schedule
+    from pipeline.simulator import simulate as run_simulation
+
+    with reserved_stdout() as stdout:
+        sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
+        model = config.model_config_for(*sizes)
+        known = costs_of(options, config, model)
+        plan = plan_of(config, model, costs=known)
+        planned = plan.training
+        simulation = run_simulation(planned.schedule, planned.graph, plan.placement, known)
+        if save_schedule is not None:
+            cuts = plan.num_microbatches, plan.num_chunks
+            saved = SavedSchedule(planned.schedule, plan.placement, *cuts, plan.policy)
+            write_schedule(save_schedule, saved)
+    result = _result(plan, simulation)
+    result["time_unit"] = "step of one device" if is_relative(known, options) else "second"
+    result["costs"] = costs_line(known, options)
+    lines = [*_lines(plan, simulation, str(result["time_unit"])), str(result["costs"])]
+    if grid:
+        result["grid"] = draw_letters(simulation)
+        lines += [
+            "",
+            draw_letters(simulation),
+            "F forward, I and W gradients of inputs and weights",
+        ]
+    if save_schedule is not None:
+        result["schedule_file"] = str(save_schedule)
+        lines.append(f"train with it: training.schedule={save_schedule}")
+    print_result(stdout, as_json=as_json, result=result, lines=lines)
+
+
+def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
+    from pipeline.plan_reasons import describe_rank
+
+    step_s = simulation.step_seconds
+    return {
+        "placement": plan.placement.name,
+        "policy": plan.policy,
+        "microbatches": plan.num_microbatches,
+        "time_chunks": plan.num_chunks,
+        "devices": plan.num_ranks,
+        "speedup": simulation.speedup,
+        "efficiency": simulation.efficiency,
+        "bubble_fraction": simulation.bubble_fraction,
+        "step_seconds": step_s,
+        "one_device_seconds": simulation.one_device_s,
+        "peak_memory_bytes": max(simulation.peak_memory_bytes),
+        "bytes_sent": sum(simulation.bytes_sent),
+        "ranks": [
+            {
+                "rank": rank,
+                "owns": describe_rank(plan.placement, rank),
+                "busy_seconds": simulation.busy_s[rank],
+                "idle_seconds": simulation.idle_s[rank],
+                "busy_fraction": simulation.busy_s[rank] / step_s if step_s else 0.0,
+                "peak_memory_bytes": simulation.peak_memory_bytes[rank],
+                "bytes_sent": simulation.bytes_sent[rank],
+                "num_operations": len(simulation.timeline[rank]),
+            }
+            for rank in range(simulation.num_ranks)
+        ],
+    }
+
+
+def _lines(plan: "Plan", simulation: "Simulation", unit: str) -> list[str]:
+    from cluster.layout import layout_words
+    from pipeline.plan_reasons import describe_rank
+
+    step_s = simulation.step_seconds
+    time = f"{step_s:.4g} steps of one device" if unit != "second" else f"{step_s:.4g} s"
+    lines = [
+        layout_words(plan),
+        f"speedup {simulation.speedup:.3f} over one device, efficiency "
+        f"{simulation.efficiency:.1%}, bubble {simulation.bubble_fraction:.1%}, step {time}",
+        "",
+        f"{'rank':>4}  {'busy':>6}  {'idle':>6}  {'memory':>9}  {'sends':>9}  owns",
+    ]
+    for rank in range(simulation.num_ranks):
+        busy = simulation.busy_s[rank] / step_s if step_s else 0.0
+        lines.append(
+            f"{rank:>4}  {busy:>6.1%}  {1 - busy:>6.1%}  "
+            f"{simulation.peak_memory_bytes[rank] / 1e9:>6.2f} GB  "
+            f"{simulation.bytes_sent[rank] / 1e9:>6.3f} GB  {describe_rank(plan.placement, rank)}"
+        )
+    return [*lines, ""]

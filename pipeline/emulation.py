@@ -1,0 +1,170 @@
+"""A device that takes the planned time for every operation, and does no arithmetic.
+
+With it the real actors, schedules and transports run with tensors of the true sizes, on a machine
+without the devices. What a step then takes beyond the simulated one is orchestration. Values hold
+zeros, and there are no parameters, so the largest model fits.
+"""
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.batching import Chunk
+from model.block import Block, Tensors
+from model.network import BlockSpec
+from model.precision import Precision
+from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.devices import Device, TorchDevice
+from pipeline.graph import Kind, Operation, Value
+from pipeline.plan import Plan
+from pipeline.shapes import value_dtype, value_shape
+
+EMULATED = "emulated"
+Size = tuple[int, int]
+
+_PR_SET_TIMERSLACK = 29
+
+
+def make_device(plan: Plan, name: str) -> Device:
+    """Return a rank's device: `cpu`, `cuda`, or `emulated` at the plan's costs."""
+    return EmulatedDevice(plan) if name == EMULATED else TorchDevice(plan, name)
+
+
+class DeviceClock:
+    """Says when a device that does one operation at a time has done the next.
+
+    A sleep ends later than it should, which a device would not; the rank gets that back at its next
+    operation, unless it has waited for other ranks meanwhile, so lateness does not add up. Time
+    that the rank itself takes between operations is not given back.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._now, self._sleep = now, sleep
+        self._late_s = 0.0
+
+    def begin_step(self) -> None:
+        """Forget what happened before."""
+        self._late_s = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Take back the lateness that a wait for other ranks has hidden."""
+        self._late_s = max(0.0, self._late_s - seconds)
+
+    def spend(self, seconds: float) -> None:
+        """Return when an operation that starts now has ended."""
+        now = self._now()
+        end = now - self._late_s + seconds
+        while now < end:
+            self._sleep(end - now)
+            now = self._now()
+        self._late_s = now - end
+
+
+class EmulatedDevice:
+    """A device at the costs of a plan, or at counts of arithmetic where the plan has none."""
+
+    tensor_device = "cpu"
+
+    def __init__(self, plan: Plan, clock: DeviceClock | None = None) -> None:
+        self._plan = plan
+        self._precision = Precision(plan.precision)
+        self._costs = plan.costs or arithmetic_costs(plan.model, precision=plan.precision)
+        self._clock = clock or DeviceClock()
+        self._buffers: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+
+    def build_block(self, spec: BlockSpec) -> "EmulatedBlock":
+        """Build a block that only takes time."""
+        return EmulatedBlock(spec, self)
+
+    def add(self, terms: Sequence[Tensor]) -> Tensor:
+        """Return one of the terms: all are zero, and costs have no sums."""
+        return terms[0]
+
+    def begin_step(self) -> None:
+        """Forget what happened before; the step runs in the thread that calls this."""
+        _ask_for_exact_sleeps()
+        self._clock.begin_step()
+
+    def waited(self, seconds: float) -> None:
+        """Tell the clock."""
+        self._clock.waited(seconds)
+
+    def run(self, kind: Kind, spec: BlockSpec, size: Size) -> Tensors:
+        """Take an operation's time on a chunk (K, B); return its values, which hold zeros."""
+        self._clock.spend(self._costs.block_s(kind, spec, *size))
+        return {port: self._value(kind, spec, port, size) for port in _ports(kind, spec)}
+
+    def _value(self, kind: Kind, spec: BlockSpec, port: str, size: Size) -> Tensor:
+        value = Value(Operation(kind, spec.name, 0, 0), port)
+        shape = value_shape(value, spec, self._plan.model, *size)
+        key = shape, value_dtype(value, self._precision)
+        if key not in self._buffers:
+            # Nobody changes a value, so all of one shape can be the same tensor.
+            self._buffers[key] = torch.zeros(shape, dtype=key[1])
+        return self._buffers[key]
+
+
+class EmulatedBlock(Block[Size]):
+    """A block without parameters; what it keeps of a chunk is the size."""
+
+    def __init__(self, spec: BlockSpec, device: EmulatedDevice) -> None:
+        super().__init__(spec.name)
+        self._spec, self._device = spec, device
+
+    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, Any]:
+        """F: values of the true shapes. The loss keeps nothing, like a real one."""
+        size = chunk.num_positions, chunk.num_sentences
+        outputs = self._device.run("F", self._spec, size)
+        return outputs, None if self._spec.kind == "loss" else size
+
+    def input_gradient(self, saved: Size, gradients: Tensors) -> Tensors:
+        """I: gradients of the true shapes."""
+        return self._device.run("I", self._spec, saved)
+
+    def weight_gradient(self, saved: Size) -> None:
+        """W: only the time."""
+        self._device.run("W", self._spec, saved)
+
+
+def _ports(kind: Kind, spec: BlockSpec) -> tuple[str, ...]:
+    """Return the ports at which an operation of a block makes values."""
+    if kind == "W":
+        return ()
+    match spec.kind, kind:
+        case "embedding", "F":
+            return ("output",)
+        case "projection", "F":
+            return ("gates",)
+        case "recurrence", "F":
+            return ("output", "hidden", "cell")
+        case "softmax", "F":
+            return ("statistics",)
+        case "loss", "F":
+            return ("log_normalizer",)
+        case "recurrence", "I":
+            return ("gates", "hidden", "cell")
+        case (("projection" | "softmax"), "I"):
+            return ("input",)
+        case _:
+            return ()
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _ask_for_exact_sleeps() -> None:
+    """Let this thread's sleeps end as soon as they can; Linux adds 50 microseconds otherwise."""
+    if sys.platform == "linux":
+        _c_library().prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -1,0 +1,78 @@
+"""A graph on ranks with its seconds and bytes: what list scheduling and the simulator walk over."""
+
+from dataclasses import dataclass
+
+from pipeline.costs import Costs, Link, WorkSizes
+from pipeline.graph import Graph
+from pipeline.numbered_graph import NumberedGraph
+from pipeline.placement import Placement
+
+
+@dataclass(frozen=True)
+class TimedGraph:
+    """By operation number: the rank, the seconds, and the bytes that go to each other rank."""
+
+    numbered: NumberedGraph
+    num_ranks: int
+    rank: list[int]
+    seconds: list[float]
+    sends: list[dict[int, int]]
+    link: Link
+
+
+def time_graph(graph: Graph, placement: Placement, costs: Costs | None) -> TimedGraph:
+    """Look up the cost of every operation, and gather the messages between ranks.
+
+    Without costs every operation takes a second, and messages nothing.
+    """
+    if costs is None:
+        return _unit_times(graph, placement)
+    sizes = WorkSizes(graph, costs.model, costs.batch, costs.precision)
+    operations = graph.numbered.operations
+    rank = [placement.rank_of[operation.block] for operation in operations]
+    seconds = [
+        costs.block_s(operation.kind, graph.spec_of[operation.block], *sizes.chunk(operation))
+        for operation in operations
+    ]
+    sends: list[dict[int, int]] = [{} for _ in operations]
+    sent: set[tuple[int, str, int]] = set()
+    for index, taken in enumerate(graph.numbered.takes):
+        receiver = rank[index]
+        for producer, port in taken:
+            if rank[producer] != receiver and (producer, port, receiver) not in sent:
+                # A value goes to a rank once, however many operations need it there.
+                sent.add((producer, port, receiver))
+                num_bytes = sizes.value_bytes(operations[producer], port)
+                sends[producer][receiver] = sends[producer].get(receiver, 0) + num_bytes
+    return TimedGraph(graph.numbered, placement.num_ranks, rank, seconds, sends, costs.link)
+
+
+def _unit_times(graph: Graph, placement: Placement) -> TimedGraph:
+    operations = graph.numbered.operations
+    rank = [placement.rank_of[operation.block] for operation in operations]
+    seconds, sends = [1.0] * len(operations), [dict[int, int]() for _ in operations]
+    return TimedGraph(graph.numbered, placement.num_ranks, rank, seconds, sends, Link())
+
+
+class Wires:
+    """When messages arrive, if messages that share a wire go one after another."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._free_at: dict[tuple[int, int], float] = {}
+
+    def arrival(self, sender: int, receiver: int, num_bytes: int, ready_s: float) -> float:
+        """Send a message that is ready at a time; messages of one wire must come in their order.
+
+        A message without bytes does not travel.
+        """
+        if not num_bytes:
+            return ready_s
+        link = self._link
+        duration = num_bytes / link.bytes_per_s
+        if link.shared_by == "none":
+            return ready_s + duration + link.latency_s
+        wire = (sender, receiver if link.shared_by == "pair" else -1)
+        gone = max(ready_s, self._free_at.get(wire, 0.0)) + duration
+        self._free_at[wire] = gone
+        return gone + link.latency_s

@@ -1,0 +1,210 @@
+"""The planner: what it finds is never worse than what somebody could name by hand."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from model.network import ModelConfig
+from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.costs import FAMILIES, BatchShape, Costs, CostsError, Link, OperationCost
+from pipeline.data_parallel import all_reduce_s, gradient_exchange_s, replica_costs
+from pipeline.graph import Kind, build_graph
+from pipeline.named_placements import named_placement
+from pipeline.placement import PlacementError
+from pipeline.plan import Plan
+from pipeline.plan_reasons import describe_rank
+from pipeline.planner import DATA_PARALLEL, SEARCHED, Candidate, best_of, data_parallel, plan
+from pipeline.policies import POLICIES
+from pipeline.schedule import validate
+from pipeline.simulator import simulate
+
+PAPER = ModelConfig(160_000, 80_000)
+SMALL = ModelConfig(30, 40, num_layers=2, hidden_size=8, embedding_size=6)
+TINY = replace(SMALL, num_layers=1)
+M_GRID, K_GRID = (1, 2), (1, 2)
+EVERYTHING = 10**9
+
+
+def random_costs(seed: int, model: ModelConfig) -> Costs:
+    """Return costs of every kind and size, on a link that may be free or dear."""
+    draw = random.Random(seed)
+
+    def seconds(scale: float) -> float:
+        return scale * 10 ** draw.uniform(-2, 1) * draw.choice((0.0, 1.0, 1.0))
+
+    kinds: tuple[Kind, ...] = ("F", "I", "W")
+    operations = {
+        (family, kind): OperationCost(
+            seconds(1e-3), seconds(1e-3), seconds(1e-3) + 1e-6, seconds(1e-4)
+        )
+        for family in FAMILIES
+        for kind in kinds
+    }
+    link = Link(
+        draw.choice((0.0, 1e-4, 1e-2)),
+        draw.choice((float("inf"), 1e7, 1e5)),
+        draw.choice(("pair", "sender", "none")),
+    )
+    return Costs(model, BatchShape(4, 6, 5), operations, link, "float32", "drawn at random")
+
+
+def by_hand(name: str, num_ranks: int, policy: str, m: int, k: int, costs: Costs) -> float:
+    placement = named_placement(
+        name, costs.model, num_ranks=num_ranks, costs=costs, num_microbatches=m, num_chunks=k
+    )
+    graph = build_graph(placement.blocks(costs.model), m, k, training=True)
+    schedule = POLICIES[policy](graph, placement, costs=costs)
+    return simulate(schedule, graph, placement, costs).step_seconds
+
+
+def test_the_choice_beats_or_ties_every_placement_named_by_hand_on_200_cost_tables() -> None:
+    for seed in range(200):
+        costs, draw = random_costs(seed, TINY), random.Random(-seed)
+        num_devices = draw.choice((2, 3))
+        found = plan(
+            TINY,
+            num_devices,
+            costs,
+            microbatches=M_GRID,
+            time_chunks=K_GRID,
+            max_operations=EVERYTHING,
+        )
+        best = best_of(found)
+        for name in ("single", *SEARCHED):
+            policy, m, k = draw.choice(list(POLICIES)), draw.choice(M_GRID), draw.choice(K_GRID)
+            step_s = by_hand(name, num_devices, policy, m, k, costs)
+            assert best.step_s <= step_s * (1 + 1e-9), (seed, name, policy, m, k)
+
+
+def test_a_search_that_is_cut_short_is_nearly_as_good() -> None:
+    for seed in range(30):
+        costs, draw = random_costs(seed, SMALL), random.Random(-seed)
+        chunks = (1, 2, 3, 6)
+        found = plan(SMALL, 4, costs, microbatches=M_GRID, time_chunks=chunks, max_operations=5000)
+        best = best_of(found)
+        for name in SEARCHED:
+            policy, m, k = draw.choice(list(POLICIES)), draw.choice(M_GRID), draw.choice(K_GRID)
+            step_s = by_hand(name, 4, policy, m, k, costs)
+            assert best.step_s <= 1.05 * step_s, (seed, name, policy, m, k)
+
+
+@pytest.fixture(scope="module")
+def on_8_devices() -> list[Candidate]:
+    return plan(PAPER, 8, arithmetic_costs(PAPER))
+
+
+def test_the_papers_model_is_ranked_on_8_devices(on_8_devices: list[Candidate]) -> None:
+    names = [candidate.name for candidate in on_8_devices]
+    assert {*SEARCHED, "single", DATA_PARALLEL} <= set(names)
+    speedups = [candidate.speedup for candidate in on_8_devices]
+    assert speedups == sorted(speedups, reverse=True)
+    best = best_of(on_8_devices)
+    assert best.name == "split"
+    assert best.speedup >= 7.86
+    paper = next(candidate for candidate in on_8_devices if candidate.name == "paper")
+    assert 6.25 <= paper.speedup <= 7.2
+    assert all(candidate.why.endswith(".") for candidate in on_8_devices)
+
+
+def test_the_same_question_gets_the_same_answer(on_8_devices: list[Candidate]) -> None:
+    assert plan(PAPER, 8, arithmetic_costs(PAPER)) == on_8_devices
+
+
+def test_every_candidate_has_a_valid_schedule_that_a_plan_makes_again(
+    on_8_devices: list[Candidate],
+) -> None:
+    costs = arithmetic_costs(PAPER)
+    for candidate in on_8_devices:
+        cuts = candidate.num_microbatches, candidate.num_chunks
+        graph = build_graph(candidate.placement.blocks(PAPER), *cuts, training=True)
+        validate(candidate.schedule, graph, candidate.placement)
+        if candidate.runs:
+            made = Plan(PAPER, candidate.placement, candidate.policy, *cuts, costs=costs)
+            assert made.training.schedule == candidate.schedule
+
+
+def test_a_slow_link_moves_the_choice_away_from_wide_messages() -> None:
+    costs = arithmetic_costs(PAPER, flop_per_s=20e12, link=Link(10e-6, 10e9))
+    found = plan(PAPER, 8, costs)
+    best = best_of(found)
+    assert best.name == "separate"
+    assert best.speedup >= 7.23
+    rival = next(candidate for candidate in found if candidate.name == DATA_PARALLEL)
+    assert rival.speedup == pytest.approx(1.3, abs=0.05)
+    assert rival.hidden_speedup == pytest.approx(8.0)
+    assert "7.99x" in rival.why or "8.00x" in rival.why
+
+
+def test_one_device_wins_where_messages_cost_more_than_they_save() -> None:
+    costs = replace(arithmetic_costs(SMALL, 4, 6, 5), link=Link(latency_s=10.0))
+    assert best_of(plan(SMALL, 4, costs)).name == "single"
+    assert best_of(plan(SMALL, 4, costs, use_all=True)).num_devices == 4
+
+
+def test_one_device_needs_no_plan() -> None:
+    (only,) = plan(SMALL, 1, arithmetic_costs(SMALL, 4, 6, 5))
+    assert (only.name, only.num_devices) == ("single", 1)
+    assert only.speedup == pytest.approx(1.0)
+
+
+def test_the_memory_bound_holds_and_excludes() -> None:
+    costs = arithmetic_costs(PAPER)
+    bound = int(1.3e9)
+    found = plan(PAPER, 8, costs, memory_bytes=bound)
+    best = best_of(found)
+    assert best.peak_memory_bytes <= bound
+    assert all(c.fits == (c.peak_memory_bytes <= bound) for c in found)
+    fitting = [candidate.fits for candidate in found]
+    assert fitting == sorted(fitting, reverse=True), "what does not fit is last"
+    assert not next(c for c in found if c.name == DATA_PARALLEL).fits
+    with pytest.raises(PlacementError, match=r"no layout fits the memory bound: .* GB"):
+        best_of(plan(PAPER, 8, costs, memory_bytes=1000))
+
+
+def test_64_devices_do_not_make_the_search_longer_than_its_bound() -> None:
+    found = plan(PAPER, 64, arithmetic_costs(PAPER), max_operations=5000)
+    assert best_of(found).speedup > 15
+
+
+def test_mistakes_are_told() -> None:
+    costs = arithmetic_costs(SMALL)
+    with pytest.raises(PlacementError, match="0 devices are too few"):
+        plan(SMALL, 0, costs)
+    with pytest.raises(CostsError, match="num_layers 2, not 4"):
+        plan(PAPER, 8, costs)
+
+
+def test_a_ring_sends_each_number_almost_twice() -> None:
+    link = Link(latency_s=1e-3, bytes_per_s=1e6)
+    assert all_reduce_s(8_000_000, 4, link) == pytest.approx(6 * 1e-3 + 2 * 3 / 4 * 8)
+    assert all_reduce_s(8_000_000, 1, link) == 0.0
+
+
+def test_replicas_send_the_rows_of_embeddings_that_they_used() -> None:
+    costs = replica_costs(arithmetic_costs(PAPER), 8)
+    placement = named_placement("single", PAPER)
+    seconds, num_bytes = gradient_exchange_s(placement, costs, 8)
+    dense = PAPER.num_parameters(biases=True) - (160_000 + 80_000) * 1000
+    rows = 7 * 16 * (29 + 29) * 1000
+    assert num_bytes == pytest.approx(4 * (2 * 7 / 8 * dense + rows), rel=1e-6)
+    assert seconds == 0.0, "the link is free"
+
+
+def test_data_parallelism_divides_the_sentences() -> None:
+    costs = arithmetic_costs(PAPER)
+    rival = data_parallel(PAPER, 8, costs)
+    assert rival.speedup == pytest.approx(8.0)
+    assert not rival.runs
+    fewer = data_parallel(PAPER, 3, costs)
+    assert fewer.speedup == pytest.approx(128 / 43), "the largest part has 43 of 128 sentences"
+
+
+def test_a_rank_is_described_by_what_it_owns() -> None:
+    placement = named_placement("paper", PAPER, layer_ranks=2, softmax_ranks=4)
+    assert describe_rank(placement, 0) == (
+        "source embedding, target embedding, encoder and decoder layers 0 and 1"
+    )
+    assert describe_rank(placement, 2) == "20,000 words of the softmax, the loss"
+    split = named_placement("split", PAPER, num_ranks=8)
+    assert "recurrence of encoder and decoder layer 1" in describe_rank(split, 1)
