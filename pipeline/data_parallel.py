@@ -7,9 +7,10 @@ only the rows that a replica touched are sent to the others, unless whole tables
 
 from dataclasses import replace
 
-from model.network import BlockSpec, ModelConfig
+from model.network import BlockSpec
 from model.precision import Precision
 from pipeline.costs import BatchShape, Costs, Link
+from pipeline.memory import num_parameters
 from pipeline.placement import Placement
 
 
@@ -81,16 +82,4 @@ def _embedding_bytes(spec: BlockSpec, costs: Costs) -> tuple[int, int]:
 
 
 def _dense_bytes(spec: BlockSpec, costs: Costs) -> int:
-    return _num_weights(spec, costs.model) * Precision(costs.precision).state.itemsize
-
-
-def _num_weights(spec: BlockSpec, model: ModelConfig) -> int:
-    gates = 4 * model.hidden_size
-    match spec.kind:
-        case "projection":
-            return gates * ((model.embedding_size if spec.layer == 0 else model.hidden_size) + 1)
-        case "recurrence":
-            return gates * model.hidden_size + (3 * model.hidden_size if model.peepholes else 0)
-        case "softmax":
-            return (spec.words[1] - spec.words[0]) * (model.hidden_size + 1)
-    return 0
+    return num_parameters(spec, costs.model) * Precision(costs.precision).state.itemsize

@@ -69,10 +69,11 @@ def parameter_bytes(spec: BlockSpec, config: ModelConfig, precision: Precision) 
         each += precision.compute.itemsize
     if spec.kind != "embedding":
         each += precision.state.itemsize
-    return each * _num_parameters(spec, config)
+    return each * num_parameters(spec, config)
 
 
-def _num_parameters(spec: BlockSpec, config: ModelConfig) -> int:
+def num_parameters(spec: BlockSpec, config: ModelConfig) -> int:
+    """Count the numbers that a block learns, biases and peepholes among them."""
     cells = config.hidden_size
     match spec.kind:
         case "embedding":
