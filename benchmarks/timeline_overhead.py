@@ -15,7 +15,7 @@ import torch
 from model.batching import Batch, make_batch
 from model.network import ModelConfig
 from pipeline.in_process import InProcessPipeline
-from pipeline.named_placements import named_placement
+from pipeline.placements.named import named_placement
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
 

@@ -11,14 +11,14 @@ from cluster.config import Config
 from cluster.config.placement_file import read_placement_file
 from cluster.config.sections import PLACEMENT_NAMES
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import Costs
-from pipeline.costs_file import load_costs
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement
-from pipeline.placement_rules import placement_from_rules
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.file import load_costs
+from pipeline.costs.operation_costs import Costs
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement
+from pipeline.placements.rules import placement_from_rules
 from pipeline.plan import Plan
-from pipeline.planner import best_of, plan
+from pipeline.planning.planner import best_of, plan
 from pipeline.scheduled_plan import ScheduledPlan, plan_from_file
 
 

@@ -17,13 +17,13 @@ from cluster.tracking.run_metrics import StepOutcome
 from cluster.worker_group import WorkerGroup
 from model.batching import Batch
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import BatchShape, Costs, Link
-from pipeline.data_parallel import gradient_exchange_s, replica_costs
-from pipeline.named_placements import named_placement
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import BatchShape, Costs, Link
+from pipeline.costs.profiling import full_batch
+from pipeline.placements.named import named_placement
 from pipeline.plan import Plan
-from pipeline.profiling import full_batch
-from pipeline.simulator import Simulation, simulate
+from pipeline.simulation.gradient_exchange import gradient_exchange_s, replica_costs
+from pipeline.simulation.simulator import Simulation, simulate
 
 PAPER_SPEEDUP = 3.71
 """6,300 words/s on 8 GPUs against 1,700 on one (Sutskever et al. 2014, section 3.5)."""

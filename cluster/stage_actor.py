@@ -27,8 +27,8 @@ from model.errors import UserError
 from pipeline.emulation import make_device
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
-from pipeline.torch_transport import TorchTransport
-from pipeline.transport import TransportError
+from pipeline.transports.torch_transport import TorchTransport
+from pipeline.transports.transport import TransportError
 
 CONTROL_GROUP = "control"
 

@@ -7,12 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.chrome_trace import chrome_trace
 from pipeline.plan import Plan
-from pipeline.recording import RankRecord
 from pipeline.stage import StageResult
-from pipeline.timeline import build_timelines
-from pipeline.timeline_page import timeline_page
+from pipeline.timeline.chrome_trace import chrome_trace
+from pipeline.timeline.page import timeline_page
+from pipeline.timeline.recording import RankRecord
+from pipeline.timeline.timeline import build_timelines
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from model.checkpoint_writer import PartRecord
 from model.softmax import LossSum
 from pipeline.plan import Plan
 from pipeline.stage import StageResult
-from pipeline.torch_store import StoreServer
+from pipeline.transports.torch_store import StoreServer
 
 logger = logging.getLogger(__name__)
 

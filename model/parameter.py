@@ -69,6 +69,9 @@ class Parameter:
         """Return the gradient summed so far, dense, of the value's shape."""
         return torch.zeros_like(self.value) if self._gradient is None else self._gradient
 
+    def settle_gradient(self) -> None:
+        """Hear that this step adds no more; the gradient then holds on to no tensor of others."""
+
     def squared_norm(self) -> float:
         """Return the sum of the squares of the gradient's entries."""
         if self._gradient is None:
@@ -108,6 +111,13 @@ class RowParameter(Parameter):
         ids, sums = self._merged()
         dense[ids] = sums
         return dense
+
+    def settle_gradient(self) -> None:
+        """Add up repeated rows, in tensors of its own."""
+        given = self._parts
+        ids, sums = self._merged()
+        if given and self._parts is given:
+            self._parts = [(ids.clone(), sums.clone())]
 
     def squared_norm(self) -> float:
         """Return the sum of squares after repeated rows were added up."""

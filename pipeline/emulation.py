@@ -19,7 +19,7 @@ from model.batching import Chunk
 from model.block import Block, Tensors
 from model.network import BlockSpec
 from model.precision import Precision
-from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.devices import Device, TorchDevice
 from pipeline.graph import Kind, Operation, Value
 from pipeline.plan import Plan

@@ -4,7 +4,7 @@ It knows no kind of block and no policy: what happens when was decided in the sc
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from pipeline.devices import Device
 from pipeline.graph import Operation, Value
 from pipeline.plan import Plan
 from pipeline.program import Instruction, Program, Receive, compile_program
-from pipeline.recording import RecordedOperation
 from pipeline.shapes import value_dtype, value_shape
-from pipeline.transport import Pending, Transport
+from pipeline.timeline.recording import RecordedOperation
+from pipeline.transports.transport import Pending, Transport
 
 
 @dataclass
@@ -53,16 +53,23 @@ class Executor:
         self._programs: dict[bool, Program] = {}
 
     def run(
-        self, batch: Batch, transport: Transport, *, training: bool, record: bool = False
+        self,
+        batch: Batch,
+        transport: Transport,
+        *,
+        training: bool,
+        record: bool = False,
+        completed: Callable[[str], None] = lambda block: None,
     ) -> Timing:
         """Run F of a batch and, in training, I and W, which add to the parameters' gradients.
 
-        With `record` the timing lists every operation.
+        With `record` the timing lists every operation. `completed` is called with the name of each
+        block once nothing more is added to its gradients, always in the same order.
         """
         device = self.device.tensor_device
         chunks = BatchChunks(batch, self.plan.num_microbatches, self.plan.num_chunks, device)
         timing = Timing(operations=[] if record else None)
-        return _Run(self, self._program(training), chunks, transport, timing).to_end()
+        return _Run(self, self._program(training), chunks, transport, timing, completed).to_end()
 
     def _program(self, training: bool) -> Program:
         if training not in self._programs:
@@ -81,6 +88,7 @@ class _Run:
         chunks: BatchChunks,
         transport: Transport,
         timing: Timing,
+        completed: Callable[[str], None],
     ) -> None:
         self._executor = executor
         self._program = program
@@ -91,6 +99,7 @@ class _Run:
         self._uses_left = dict(program.num_uses)
         self._saved: dict[tuple[str, int, int], Any] = {}
         self._timing = timing
+        self._completed = completed
 
     def to_end(self) -> Timing:
         self._executor.device.begin_step()
@@ -126,6 +135,8 @@ class _Run:
             value = Value(instruction.operation, port)
             if value in self._uses_left:
                 self._values[value] = tensor
+        if instruction.completes_gradient:
+            self._completed(instruction.operation.block)
 
     def _operate(self, operation: Operation, inputs: Tensors) -> Tensors:
         block = self._executor.blocks[operation.block]

@@ -12,7 +12,8 @@ from model.softmax import LossSum
 from model.trainer import StepResult
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
-from pipeline.transport import TransportError, in_process_transports
+from pipeline.transports.in_process import in_process_transports
+from pipeline.transports.transport import TransportError
 
 Result = TypeVar("Result")
 

@@ -13,12 +13,12 @@ from model.errors import UserError
 from model.network import BlockSpec, ModelConfig
 from model.parameter import ParameterRows
 from model.precision import Precision
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import Costs
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import Costs
 from pipeline.graph import Graph, Value, build_graph
-from pipeline.placement import Placement
-from pipeline.policies import named_policy
-from pipeline.schedule import Pair, Schedule, messages, validate
+from pipeline.placements.placement import Placement
+from pipeline.schedules.policies import named_policy
+from pipeline.schedules.schedule import Pair, Schedule, messages, validate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.graph import Graph, Inputs, Operation, Value
-from pipeline.placement import Placement
+from pipeline.placements.placement import Placement
 from pipeline.plan import PlannedStep
 
 # Receives are posted this many operations before they are needed, so that data moves meanwhile.
@@ -34,12 +34,16 @@ class Send(NamedTuple):
 
 @dataclass(frozen=True)
 class Instruction:
-    """An operation and what is to do around it."""
+    """An operation and what is to do around it.
+
+    With the one that completes a block's gradient, nothing more of the step is added to that.
+    """
 
     operation: Operation
     inputs: Inputs
     post: tuple[Receive, ...]
     sends: tuple[Send, ...]
+    completes_gradient: bool
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ def compile_program(planned: PlannedStep, placement: Placement, rank: int) -> Pr
             for tag, value in enumerate(values):
                 sends.setdefault(value.operation, []).append(Send(value.port, receiver, tag))
     posts = _posts(planned, operations, rank)
+    last_weights = {op.block: index for index, op in enumerate(operations) if op.kind == "W"}
     instructions = tuple(
         Instruction(
             operation,
             graph.inputs[operation],
             tuple(posts.get(index, ())),
             tuple(sends.get(operation, ())),
+            last_weights.get(operation.block) == index,
         )
         for index, operation in enumerate(operations)
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 from model.network import ModelConfig
 from pipeline.graph import build_graph
 from pipeline.plan import Plan, PlannedStep
-from pipeline.policies import POLICIES
-from pipeline.schedule import Schedule, messages, validate
-from pipeline.schedule_file import load_schedule
+from pipeline.schedules.file import load_schedule
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import Schedule, messages, validate
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from model.softmax import Loss, LossSum
 from pipeline.emulation import make_device
 from pipeline.executor import Executor, Timing
 from pipeline.plan import Plan
-from pipeline.recording import RankRecord
-from pipeline.transport import Transport
+from pipeline.timeline.recording import RankRecord
+from pipeline.transports.transport import Transport
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ class Stage:
     def accumulate(self, batch: Batch, *, record: bool = False) -> Timing:
         """Run the schedule: add a batch's gradients to those of the parameters."""
         with self._released_on_error():
-            return self._executor.run(batch, self.transport, training=True, record=record)
+            return self._executor.run(
+                batch, self.transport, training=True, record=record, completed=self._settle
+            )
 
     def update(
         self,
@@ -127,6 +129,10 @@ class Stage:
         """Return the loss summed since the last call; zero on a rank without the loss block."""
         loss = self.blocks.get("loss")
         return loss.take() if isinstance(loss, Loss) else LossSum()
+
+    def _settle(self, block: str) -> None:
+        for parameter in self.blocks[block].parameters:
+            parameter.settle_gradient()
 
     def _squared_norms(self, timing: Timing) -> list[float]:
         """Return the squared norms of all pieces of all ranks in the canonical order.

@@ -53,7 +53,7 @@ def pipeline(
     Example:  baton bench pipeline --devices 8 --quick
     """
     from cluster.pipeline_bench import BenchSettings, data_parallel, machine_note
-    from pipeline.costs import Link
+    from pipeline.costs.operation_costs import Link
 
     rate = float("inf") if link_gb_per_s is None else link_gb_per_s * 1e9
     settings = BenchSettings(

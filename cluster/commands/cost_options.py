@@ -12,7 +12,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from cluster.config import Config
     from model.network import ModelConfig
-    from pipeline.costs import Costs, Link
+    from pipeline.costs.operation_costs import Costs, Link
 
 DEFAULT_POSITIONS = 29
 
@@ -88,7 +88,7 @@ class CostOptions:
 
 def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
     """Return the costs to simulate with; raises UserError where options exclude each other."""
-    from pipeline.costs_file import load_costs
+    from pipeline.costs.file import load_costs
 
     path = None if options.costs == "arithmetic" else options.costs or config.pipeline.costs
     if path is None:
@@ -111,7 +111,7 @@ def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
 
 
 def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
-    from pipeline.arithmetic_costs import arithmetic_costs
+    from pipeline.costs.arithmetic import arithmetic_costs
 
     if options.has_link and options.device_tflops is None:
         raise UserError(
@@ -131,7 +131,7 @@ def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
 
 
 def _link(options: CostOptions) -> "Link":
-    from pipeline.costs import Link
+    from pipeline.costs.operation_costs import Link
 
     rate = float("inf") if options.link_gb_per_s is None else options.link_gb_per_s * 1e9
     return Link((options.link_latency_us or 0.0) * 1e-6, rate)

@@ -24,8 +24,8 @@ from cluster.commands.options import AsJson, ConfigFile, Overrides, load_config
 from cluster.commands.output import print_result, reserved_stdout
 
 if TYPE_CHECKING:
-    from pipeline.costs import Costs
-    from pipeline.planner import Candidate
+    from pipeline.costs.operation_costs import Costs
+    from pipeline.planning.planner import Candidate
 
 ALWAYS_SHOWN = ("paper", "data_parallel")
 _MOST_RANKS_LISTED = 16
@@ -65,8 +65,8 @@ def plan(
     options = CostOptions(
         costs, source_length, target_length, link_latency_us, link_gb_per_s, device_tflops
     )
-    from pipeline.planner import best_of
-    from pipeline.planner import plan as find_layouts
+    from pipeline.planning.planner import best_of
+    from pipeline.planning.planner import plan as find_layouts
 
     with reserved_stdout() as stdout:
         num_devices = devices or config.num_ranks
@@ -204,7 +204,7 @@ def _reasons(shown: Sequence["Candidate"]) -> list[str]:
 
 
 def _advice(best: "Candidate", costs: "Costs", settings: Sequence[str]) -> list[str]:
-    from pipeline.plan_reasons import POLICY_IDEAS, describe_losses, describe_rank
+    from pipeline.planning.reasons import POLICY_IDEAS, describe_losses, describe_rank
 
     if best.num_devices == 1:
         text = (

@@ -33,9 +33,9 @@ def profile(
 
     import torch
 
-    from pipeline.costs import BatchShape
-    from pipeline.costs_file import save_costs
-    from pipeline.profiling import measure_costs, measure_link
+    from pipeline.costs.file import save_costs
+    from pipeline.costs.operation_costs import BatchShape
+    from pipeline.costs.profiling import measure_costs, measure_link
 
     config = load_config(config_file, overrides)
     sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size

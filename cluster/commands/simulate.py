@@ -24,7 +24,7 @@ from cluster.commands.output import print_result, reserved_stdout
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
-    from pipeline.simulator import Simulation
+    from pipeline.simulation.simulator import Simulation
 
 
 def simulate(
@@ -84,10 +84,10 @@ def simulate(
     given = [f"pipeline.{key}={value}" for key, value in settings.items() if value is not None]
     config = load_config(config_file, [*device_overrides(overrides, devices), *given])
     from cluster.layout import plan_of
-    from pipeline.grid import draw_letters
-    from pipeline.schedule_file import SavedSchedule
-    from pipeline.schedule_file import save_schedule as write_schedule
-    from pipeline.simulator import simulate as run_simulation
+    from pipeline.schedules.file import SavedSchedule
+    from pipeline.schedules.file import save_schedule as write_schedule
+    from pipeline.schedules.grid import draw_letters
+    from pipeline.simulation.simulator import simulate as run_simulation
 
     with reserved_stdout() as stdout:
         sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
@@ -118,7 +118,7 @@ def simulate(
 
 
 def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
-    from pipeline.plan_reasons import describe_rank
+    from pipeline.planning.reasons import describe_rank
 
     step_s = simulation.step_seconds
     return {
@@ -152,7 +152,7 @@ def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
 
 def _lines(plan: "Plan", simulation: "Simulation", unit: str) -> list[str]:
     from cluster.layout import layout_words
-    from pipeline.plan_reasons import describe_rank
+    from pipeline.planning.reasons import describe_rank
 
     step_s = simulation.step_seconds
     time = f"{step_s:.4g} steps of one device" if unit != "second" else f"{step_s:.4g} s"

@@ -143,7 +143,7 @@ class Config(Section):
         Reads the file of the schedule or of the placement, if one is named: raises UserError.
         """
         if self.training.schedule is not None:
-            from pipeline.schedule_file import load_schedule  # brings in torch
+            from pipeline.schedules.file import load_schedule  # brings in torch
 
             return load_schedule(self.training.schedule).placement.num_ranks
         if self.pipeline.placement not in PLACEMENT_NAMES:

@@ -10,7 +10,7 @@ from model.data_order import Cursor
 from model.network import ModelConfig
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
-from pipeline.named_placements import named_placement
+from pipeline.placements.named import named_placement
 from pipeline.plan import Plan
 
 MODEL = ModelConfig(11, 13, num_layers=4, hidden_size=5, embedding_size=6, init_scale=0.4)

@@ -14,7 +14,7 @@ from cluster.pipeline_bench import (
     predict,
 )
 from model.network import ModelConfig
-from pipeline.costs import BatchShape, Link
+from pipeline.costs.operation_costs import BatchShape, Link
 
 SMALL = BenchSettings(
     num_devices=2,

@@ -14,15 +14,15 @@ from cluster.layout import layout_words, plan_of
 from model.batching import make_batch
 from model.errors import UserError
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import Costs, CostsError, Link
-from pipeline.costs_file import save_costs
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.file import save_costs
+from pipeline.costs.operation_costs import Costs, CostsError, Link
 from pipeline.in_process import InProcessPipeline
-from pipeline.named_placements import PLACEMENTS
-from pipeline.placement import PlacementError
-from pipeline.policies import POLICIES
-from pipeline.schedule import ScheduleError, validate
-from pipeline.schedule_file import load_schedule
+from pipeline.placements.named import PLACEMENTS
+from pipeline.placements.placement import PlacementError
+from pipeline.schedules.file import load_schedule
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import ScheduleError, validate
 from tests.pipeline.plans import assert_tensors_close, oracle_step
 
 CONFIGS = Path(__file__).parents[2] / "configs"

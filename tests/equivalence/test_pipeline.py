@@ -8,10 +8,10 @@ from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer
 from pipeline.in_process import InProcessPipeline
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement
 from pipeline.plan import Plan
-from pipeline.policies import POLICIES
+from pipeline.schedules.policies import POLICIES
 from tests.batches import random_batch
 from tests.pipeline.plans import (
     assert_tensors_close,

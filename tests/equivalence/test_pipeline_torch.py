@@ -12,8 +12,8 @@ from model.batching import Batch
 from model.parameter import ParameterRows
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
-from pipeline.torch_store import StoreServer
-from pipeline.torch_transport import TorchTransport
+from pipeline.transports.torch_store import StoreServer
+from pipeline.transports.torch_transport import TorchTransport
 from tests.batches import random_batch
 from tests.pipeline.plans import assert_tensors_close, oracle_step, small_model, small_plan
 

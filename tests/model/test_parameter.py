@@ -71,3 +71,15 @@ def test_key_names_the_rows_of_a_shard_only() -> None:
 def test_unknown_precision_is_refused() -> None:
     with pytest.raises(UserError, match="float16.*float32, bfloat16, float64"):
         Precision("float16")
+
+
+@pytest.mark.parametrize("ids", [[1, 4], [4, 1, 4]], ids=["in order", "repeated"])
+def test_a_settled_row_gradient_holds_no_tensor_of_others(ids: list[int]) -> None:
+    parameter = RowParameter(ParameterRows("table", (6, 2), 0, 6), torch.zeros(6, 2).double(), FLOAT64)
+    given_rows = torch.ones(len(ids), 2).double()
+    parameter.add_row_gradient(torch.tensor(ids), given_rows)
+    parameter.settle_gradient()
+    before = parameter.gradient()
+    given_rows.fill_(7.0)
+    assert torch.equal(parameter.gradient(), before)
+    assert before.sum() == 2.0 * len(ids)

@@ -11,8 +11,8 @@ from model.network import ModelConfig
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement
 from pipeline.plan import Plan
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from model.network import ModelConfig, network_blocks
-from pipeline.arithmetic_costs import arithmetic_costs, scaled
-from pipeline.costs import BatchShape, CostsError, Link, OperationCost, WorkSizes
-from pipeline.costs_file import load_costs, save_costs
+from pipeline.costs.arithmetic import arithmetic_costs, scaled
+from pipeline.costs.file import load_costs, save_costs
+from pipeline.costs.operation_costs import BatchShape, CostsError, Link, OperationCost, WorkSizes
 from pipeline.graph import Operation, build_graph
 from tests.pipeline.plans import small_model
 

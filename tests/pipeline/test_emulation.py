@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.network import network_blocks
-from pipeline.costs import BatchShape, Costs, OperationCost
+from pipeline.costs.operation_costs import BatchShape, Costs, OperationCost
 from pipeline.emulation import DeviceClock, EmulatedDevice, make_device
 from pipeline.in_process import InProcessPipeline
 from tests.batches import random_batch

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import OperationCost
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import OperationCost
 from pipeline.graph import build_graph
-from pipeline.grid import draw_blocks, draw_letters, short_name
-from pipeline.policies import POLICIES
-from pipeline.simulator import Simulation, simulate
+from pipeline.schedules.grid import draw_blocks, draw_letters, short_name
+from pipeline.schedules.policies import POLICIES
+from pipeline.simulation.simulator import Simulation, simulate
 from tests.pipeline.plans import paper_placement, small_model
 
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from model.network import ModelConfig
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
-from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.graph import build_graph
-from pipeline.memory import check_memory, parameter_bytes, peak_memory_bytes
-from pipeline.named_placements import named_placement
+from pipeline.placements.named import named_placement
 from pipeline.plan import Plan
-from pipeline.policies import POLICIES
-from pipeline.schedule import ScheduleError
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import ScheduleError
+from pipeline.simulation.memory import check_memory, parameter_bytes, peak_memory_bytes
 from tests.pipeline.plans import small_model, small_plan
 
 PAPER = ModelConfig(160_000, 80_000)

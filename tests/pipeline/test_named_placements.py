@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs, scaled
-from pipeline.costs import Costs
-from pipeline.named_placements import PLACEMENTS, named_placement
-from pipeline.placement import Placement, PlacementError
-from pipeline.placement_rules import placement_from_rules
-from pipeline.vocabulary_balance import balanced_words, common_level
+from pipeline.costs.arithmetic import arithmetic_costs, scaled
+from pipeline.costs.operation_costs import Costs
+from pipeline.placements.named import PLACEMENTS, named_placement
+from pipeline.placements.placement import Placement, PlacementError
+from pipeline.placements.rules import placement_from_rules
+from pipeline.placements.vocabulary_balance import balanced_words, common_level
 from tests.pipeline.plans import small_model
 
 PAPER = ModelConfig(160_000, 80_000)

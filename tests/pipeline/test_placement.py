@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement, PlacementError
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement, PlacementError
 from tests.pipeline.plans import paper_placement, small_model
 
 

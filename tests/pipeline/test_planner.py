@@ -6,18 +6,32 @@ from dataclasses import replace
 import pytest
 
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import FAMILIES, BatchShape, Costs, CostsError, Link, OperationCost
-from pipeline.data_parallel import all_reduce_s, gradient_exchange_s, replica_costs
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import (
+    FAMILIES,
+    BatchShape,
+    Costs,
+    CostsError,
+    Link,
+    OperationCost,
+)
 from pipeline.graph import Kind, build_graph
-from pipeline.named_placements import named_placement
-from pipeline.placement import PlacementError
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import PlacementError
 from pipeline.plan import Plan
-from pipeline.plan_reasons import describe_rank
-from pipeline.planner import DATA_PARALLEL, SEARCHED, Candidate, best_of, data_parallel, plan
-from pipeline.policies import POLICIES
-from pipeline.schedule import validate
-from pipeline.simulator import simulate
+from pipeline.planning.planner import (
+    DATA_PARALLEL,
+    SEARCHED,
+    Candidate,
+    best_of,
+    data_parallel,
+    plan,
+)
+from pipeline.planning.reasons import describe_rank
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import validate
+from pipeline.simulation.gradient_exchange import all_reduce_s, gradient_exchange_s, replica_costs
+from pipeline.simulation.simulator import simulate
 
 PAPER = ModelConfig(160_000, 80_000)
 SMALL = ModelConfig(30, 40, num_layers=2, hidden_size=8, embedding_size=6)

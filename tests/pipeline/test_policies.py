@@ -7,13 +7,13 @@ import pytest
 
 from model.errors import UserError
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
+from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.graph import Operation, build_graph
-from pipeline.named_placements import named_placement
-from pipeline.placement_rules import placement_from_rules
+from pipeline.placements.named import named_placement
+from pipeline.placements.rules import placement_from_rules
 from pipeline.plan import Plan
-from pipeline.policies import POLICIES, named_policy
-from pipeline.simulator import simulate
+from pipeline.schedules.policies import POLICIES, named_policy
+from pipeline.simulation.simulator import simulate
 from tests.pipeline.plans import small_model, small_plan
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.network import ModelConfig, network_blocks
-from pipeline.costs import FAMILIES, BatchShape, OperationCost
-from pipeline.costs_file import load_costs, save_costs
-from pipeline.profiling import Sample, fit, full_batch, measure_costs, measure_link
+from pipeline.costs.file import load_costs, save_costs
+from pipeline.costs.operation_costs import FAMILIES, BatchShape, OperationCost
+from pipeline.costs.profiling import Sample, fit, full_batch, measure_costs, measure_link
 
 MODEL = ModelConfig(20, 24, num_layers=2, hidden_size=6, embedding_size=5)
 SHAPE = BatchShape(8, 5, 4)

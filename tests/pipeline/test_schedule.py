@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.exchange import Sends
 from pipeline.graph import Graph, Operation, build_graph
-from pipeline.placement import Placement
-from pipeline.placement_rules import placement_from_rules
+from pipeline.placements.placement import Placement
+from pipeline.placements.rules import placement_from_rules
 from pipeline.plan import Plan
-from pipeline.policies import POLICIES
-from pipeline.schedule import Schedule, ScheduleError, messages, validate
+from pipeline.schedules.exchange import Sends
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import Schedule, ScheduleError, messages, validate
 from tests.pipeline.plans import paper_placement, small_model, small_plan
 
 PLAN = small_plan((2, 2), num_microbatches=2, num_chunks=2)

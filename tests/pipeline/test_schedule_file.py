@@ -9,9 +9,9 @@ import pytest
 from model.errors import UserError
 from pipeline.graph import build_graph
 from pipeline.plan import Plan
-from pipeline.policies import POLICIES
-from pipeline.schedule import ScheduleError, validate
-from pipeline.schedule_file import SavedSchedule, load_schedule, save_schedule
+from pipeline.schedules.file import SavedSchedule, load_schedule, save_schedule
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.schedule import ScheduleError, validate
 from tests.pipeline.plans import small_model, small_plan
 
 

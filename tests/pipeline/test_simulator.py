@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from model.network import ModelConfig
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import Costs, Link, OperationCost
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import Costs, Link, OperationCost
 from pipeline.graph import Operation, build_graph
-from pipeline.list_scheduling import list_schedule
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement
-from pipeline.policies import POLICIES
-from pipeline.priorities import Priority, first_microbatch_first
-from pipeline.schedule import Schedule, validate
-from pipeline.simulator import Simulation, simulate
-from pipeline.timed_graph import time_graph
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement
+from pipeline.schedules.list_scheduling import list_schedule
+from pipeline.schedules.policies import POLICIES
+from pipeline.schedules.priorities import Priority, first_microbatch_first
+from pipeline.schedules.schedule import Schedule, validate
+from pipeline.simulation.simulator import Simulation, simulate
+from pipeline.simulation.timed_graph import time_graph
 from tests.pipeline.plans import paper_placement, small_model
 
 PAPER = ModelConfig(160_000, 80_000)

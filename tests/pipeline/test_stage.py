@@ -13,12 +13,12 @@ from model.optimizer import NonFiniteGradientError
 from model.precision import Precision
 from pipeline.graph import Operation, Value
 from pipeline.in_process import InProcessPipeline
-from pipeline.placement import PlacementError
+from pipeline.placements.placement import PlacementError
 from pipeline.plan import Plan
 from pipeline.program import POST_AHEAD, compile_program
 from pipeline.shapes import value_dtype, value_shape
 from pipeline.stage import Stage
-from pipeline.transport import TransportError
+from pipeline.transports.transport import TransportError
 from tests.batches import random_batch
 from tests.pipeline.plans import paper_placement, small_model, small_plan
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.chrome_trace import chrome_trace
 from pipeline.graph import Operation
 from pipeline.in_process import InProcessPipeline
 from pipeline.plan import Plan
-from pipeline.rank_labels import rank_labels
-from pipeline.recording import RankRecord, RecordedOperation
-from pipeline.timeline import StepTimeline, build_timelines, clock_offsets, waits
-from pipeline.timeline_page import timeline_page
+from pipeline.timeline.chrome_trace import chrome_trace
+from pipeline.timeline.page import timeline_page
+from pipeline.timeline.rank_labels import rank_labels
+from pipeline.timeline.recording import RankRecord, RecordedOperation
+from pipeline.timeline.timeline import StepTimeline, build_timelines, clock_offsets, waits
 from tests.batches import random_batch
 from tests.pipeline.plans import small_plan
 

@@ -9,9 +9,10 @@ from typing import TypeVar
 import pytest
 import torch
 
-from pipeline.torch_store import StoreServer
-from pipeline.torch_transport import TorchTransport
-from pipeline.transport import Transport, TransportError, in_process_transports
+from pipeline.transports.in_process import in_process_transports
+from pipeline.transports.torch_store import StoreServer
+from pipeline.transports.torch_transport import TorchTransport
+from pipeline.transports.transport import Transport, TransportError
 
 Result = TypeVar("Result")
 Make = Callable[[int, float], list[Transport]]

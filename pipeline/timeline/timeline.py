@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 from pipeline.graph import Graph, Kind
-from pipeline.placement import Placement
+from pipeline.placements.placement import Placement
 from pipeline.plan import Plan
-from pipeline.recording import RankRecord
-from pipeline.schedule import Schedule
-from pipeline.simulator import TimedOperation, start_times
-from pipeline.timed_graph import time_graph
+from pipeline.schedules.schedule import Schedule
+from pipeline.simulation.simulator import TimedOperation, start_times
+from pipeline.simulation.timed_graph import time_graph
+from pipeline.timeline.recording import RankRecord
 
 SimulatedRanks = tuple[tuple[TimedOperation, ...], ...]
 

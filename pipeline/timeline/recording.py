@@ -1,7 +1,7 @@
 """What a rank writes down of a step when it is asked to: small, and it travels to the driver.
 
-Times are those of `time.perf_counter` on the rank. `pipeline.timeline` puts the ranks of a step on
-one clock.
+Times are those of `time.perf_counter` on the rank. `pipeline.timeline.timeline` puts the ranks of a
+step on one clock.
 """
 
 from array import array

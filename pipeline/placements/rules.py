@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from model.batching import even_bounds
 from model.network import ModelConfig, network_blocks_of_shards
-from pipeline.placement import Placement, PlacementError
+from pipeline.placements.placement import Placement, PlacementError
 
 
 def placement_from_rules(

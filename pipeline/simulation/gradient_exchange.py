@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from model.network import BlockSpec
 from model.precision import Precision
-from pipeline.costs import BatchShape, Costs, Link
-from pipeline.memory import num_parameters
-from pipeline.placement import Placement
+from pipeline.costs.operation_costs import BatchShape, Costs, Link
+from pipeline.placements.placement import Placement
+from pipeline.simulation.memory import num_parameters
 
 
 def replica_costs(costs: Costs, num_replicas: int) -> Costs:

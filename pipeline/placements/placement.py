@@ -2,7 +2,7 @@
 
 A placement also fixes how the vocabulary is cut into shards, since each shard is a block. It is
 plain data, checked against the model once; everything after it trusts it. Named placements are in
-`pipeline.named_placements`, those written by hand in `pipeline.placement_rules`.
+`pipeline.placements.named`, those written by hand in `pipeline.placements.rules`.
 """
 
 from collections.abc import Mapping

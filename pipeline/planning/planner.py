@@ -11,17 +11,17 @@ from itertools import product
 
 from model.network import ModelConfig
 from model.precision import Precision
-from pipeline.costs import BatchShape, Costs
-from pipeline.data_parallel import gradient_exchange_s, replica_costs
+from pipeline.costs.operation_costs import BatchShape, Costs
 from pipeline.graph import Graph, build_graph
-from pipeline.memory import parameter_bytes
-from pipeline.named_placements import named_placement
-from pipeline.placement import Placement, PlacementError
-from pipeline.plan_reasons import why
-from pipeline.policies import POLICIES, named_policy
-from pipeline.schedule import Schedule
-from pipeline.simulator import Simulation, simulate, start_times
-from pipeline.timed_graph import time_graph
+from pipeline.placements.named import named_placement
+from pipeline.placements.placement import Placement, PlacementError
+from pipeline.planning.reasons import why
+from pipeline.schedules.policies import POLICIES, named_policy
+from pipeline.schedules.schedule import Schedule
+from pipeline.simulation.gradient_exchange import gradient_exchange_s, replica_costs
+from pipeline.simulation.memory import parameter_bytes
+from pipeline.simulation.simulator import Simulation, simulate, start_times
+from pipeline.simulation.timed_graph import time_graph
 
 DATA_PARALLEL = "data_parallel"
 SEARCHED = ("paper", "uneven", "separate", "split")

@@ -9,10 +9,10 @@ Shapes: K positions of a chunk, B sentences, E embedding numbers, H cells, V wor
 
 from model.network import BlockSpec, ModelConfig
 from model.precision import Precision
-from pipeline.costs import Costs, WorkSizes
+from pipeline.costs.operation_costs import Costs, WorkSizes
 from pipeline.graph import Graph, Operation
-from pipeline.placement import Placement
-from pipeline.schedule import Schedule, ScheduleError
+from pipeline.placements.placement import Placement
+from pipeline.schedules.schedule import Schedule, ScheduleError
 
 # A value by the number of the operation that makes it, and the port.
 Made = tuple[int, str]

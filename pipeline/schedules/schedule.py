@@ -2,7 +2,7 @@
 
 The messages between ranks follow from the order and the placement, so a schedule does not list
 them. `validate` refuses every schedule that would compute something wrong or never end;
-`pipeline.memory` refuses those that keep too much.
+`pipeline.simulation.memory` refuses those that keep too much.
 """
 
 from collections import Counter
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.errors import UserError
-from pipeline.exchange import Sends, find_blocked_rank
 from pipeline.graph import Graph, Operation, Value
-from pipeline.placement import Placement
+from pipeline.placements.placement import Placement
+from pipeline.schedules.exchange import Sends, find_blocked_rank
 
 
 class ScheduleError(UserError):
@@ -67,7 +67,7 @@ def validate(
 
     By default sends do not block, as in the transports here. Then receives in the order of the
     sends cannot add a deadlock: a message waits only for what its sender does before it anyway.
-    Other ways to send, under which fewer schedules end, are in `pipeline.exchange`.
+    Other ways to send, under which fewer schedules end, are in `pipeline.schedules.exchange`.
     """
     if len(schedule.operations) != placement.num_ranks:
         raise ScheduleError(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from pipeline.graph import Operation
-from pipeline.priorities import Priority
-from pipeline.timed_graph import TimedGraph, Wires
+from pipeline.schedules.priorities import Priority
+from pipeline.simulation.timed_graph import TimedGraph, Wires
 
 # What ends within this share of a step's work counts as at the same time: sums of the same costs in
 # another order differ in their last bits.

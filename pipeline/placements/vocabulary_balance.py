@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from model.network import BlockSpec
-from pipeline.costs import Costs
+from pipeline.costs.operation_costs import Costs
 
 
 def balanced_words(loads_s: Sequence[float], costs: Costs) -> list[int]:

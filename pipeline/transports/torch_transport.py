@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributed import Work
 
-from pipeline.torch_groups import Group, Groups, gloo_groups, nccl_groups
-from pipeline.torch_store import attempt_store
-from pipeline.transport import Arrived, Pending, TransportError
+from pipeline.transports.torch_groups import Group, Groups, gloo_groups, nccl_groups
+from pipeline.transports.torch_store import attempt_store
+from pipeline.transports.transport import Arrived, Pending, TransportError
 
 Backend = Literal["gloo", "nccl"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from model.network import ModelConfig
 from pipeline.graph import Graph, Kind, Operation, build_graph
 from pipeline.json_file import read_json, write_json
-from pipeline.placement import Placement
-from pipeline.schedule import Schedule, ScheduleError, validate
+from pipeline.placements.placement import Placement
+from pipeline.schedules.schedule import Schedule, ScheduleError, validate
 
 KIND, VERSION = "schedule", 1
 _KINDS: dict[str, Kind] = {"F": "F", "I": "I", "W": "W"}

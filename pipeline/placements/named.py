@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from model.batching import even_bounds
 from model.network import BlockSpec, ModelConfig, network_blocks, network_blocks_of_shards
-from pipeline.arithmetic_costs import arithmetic_costs
-from pipeline.costs import Costs
-from pipeline.placement import Placement, PlacementError
-from pipeline.vocabulary_balance import balanced_words, common_level, vocabulary_s
+from pipeline.costs.arithmetic import arithmetic_costs
+from pipeline.costs.operation_costs import Costs
+from pipeline.placements.placement import Placement, PlacementError
+from pipeline.placements.vocabulary_balance import balanced_words, common_level, vocabulary_s
 
 
 @dataclass(frozen=True)

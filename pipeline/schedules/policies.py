@@ -2,9 +2,9 @@
 
 There are two ways. `fill_drain` and `wavefront` take a single order of the whole graph and give
 each rank its part of it, whatever things cost; such a schedule does not depend on the placement
-otherwise. The others run the graph in simulated time (`pipeline.list_scheduling`), since what fills
-a rank's idle time depends on the costs. In both, the operations of all ranks have one common order
-in which they can run, so no schedule deadlocks.
+otherwise. The others run the graph in simulated time (`pipeline.schedules.list_scheduling`), since
+what fills a rank's idle time depends on the costs. In both, the operations of all ranks have one
+common order in which they can run, so no schedule deadlocks.
 """
 
 import heapq
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from model.errors import UserError
-from pipeline.costs import Costs
+from pipeline.costs.operation_costs import Costs
 from pipeline.graph import Graph, Operation
-from pipeline.list_scheduling import ListSchedule, list_schedule, upward_ranks
-from pipeline.placement import Placement
-from pipeline.priorities import (
+from pipeline.placements.placement import Placement
+from pipeline.schedules.list_scheduling import ListSchedule, list_schedule, upward_ranks
+from pipeline.schedules.priorities import (
     Priority,
     back_before_next_microbatch,
     block_after_block,
@@ -24,8 +24,8 @@ from pipeline.priorities import (
     first_microbatch_first,
     newest_chunk_first,
 )
-from pipeline.schedule import Schedule
-from pipeline.timed_graph import TimedGraph, time_graph
+from pipeline.schedules.schedule import Schedule
+from pipeline.simulation.timed_graph import TimedGraph, time_graph
 
 
 class Policy(Protocol):

@@ -8,11 +8,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.grid import short_name
 from pipeline.plan import Plan
-from pipeline.rank_labels import rank_labels
-from pipeline.recording import RankRecord
-from pipeline.timeline import StepTimeline, waits
+from pipeline.schedules.grid import short_name
+from pipeline.timeline.rank_labels import rank_labels
+from pipeline.timeline.recording import RankRecord
+from pipeline.timeline.timeline import StepTimeline, waits
 
 MAX_OPERATIONS = 50_000
 """Beyond that many the trace keeps the first steps and says in `otherData` what it left out."""

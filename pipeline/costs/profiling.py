@@ -1,4 +1,4 @@
-"""Measures what operations and messages take here, and fits costs to it (see `pipeline.costs`).
+"""Measures what operations and messages take here, and fits costs to it (see `operation_costs`).
 
 Every family of blocks runs F, I and W on chunks of several sizes; the cost is the affine function
 without negative terms that comes closest, in relative terms. Embeddings and vocabulary shards are
@@ -21,10 +21,10 @@ from model.batching import Batch, Chunk, make_batch
 from model.block import Block, Tensors
 from model.network import BlockSpec, ModelConfig, build_block
 from model.precision import Precision
-from pipeline.costs import FAMILIES, BatchShape, Costs, Family, Link, OperationCost
+from pipeline.costs.operation_costs import FAMILIES, BatchShape, Costs, Family, Link, OperationCost
 from pipeline.graph import Kind
-from pipeline.torch_store import StoreServer
-from pipeline.torch_transport import TorchTransport
+from pipeline.transports.torch_store import StoreServer
+from pipeline.transports.torch_transport import TorchTransport
 
 KINDS: tuple[Kind, ...] = ("F", "I", "W")
 MOST_WORDS = 8192

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.costs import Costs, Link
+from pipeline.costs.operation_costs import Costs, Link
 from pipeline.graph import build_graph
-from pipeline.placement import Placement
-from pipeline.simulator import Simulation, start_times
-from pipeline.timed_graph import time_graph
+from pipeline.placements.placement import Placement
+from pipeline.simulation.simulator import Simulation, start_times
+from pipeline.simulation.timed_graph import time_graph
 
 if TYPE_CHECKING:
-    from pipeline.planner import Candidate
+    from pipeline.planning.planner import Candidate
 
 IDEAS: Mapping[str, str] = {
     "single": "One device does everything",

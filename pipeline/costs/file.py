@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.network import ModelConfig
-from pipeline.costs import (
+from pipeline.costs.operation_costs import (
     FAMILIES,
     BatchShape,
     Costs,

@@ -9,7 +9,7 @@ lookups and sums and take nothing.
 from dataclasses import replace
 
 from model.network import ModelConfig
-from pipeline.costs import BatchShape, Costs, Family, Link, OperationCost
+from pipeline.costs.operation_costs import BatchShape, Costs, Family, Link, OperationCost
 from pipeline.graph import Kind
 
 KINDS: tuple[Kind, ...] = ("F", "I", "W")

@@ -7,7 +7,7 @@ column, F, I or W; in the fine one the block is named too.
 import re
 from collections.abc import Callable, Sequence
 
-from pipeline.simulator import Simulation, TimedOperation
+from pipeline.simulation.simulator import Simulation, TimedOperation
 
 Namer = Callable[[TimedOperation], str]
 IDLE = "."

@@ -1,6 +1,6 @@
 """Recorded steps as one HTML page that needs nothing else: the executed grid above the simulated.
 
-The page itself is `timeline_page.html`; this fills in the data that its script draws.
+The page itself is `page.html`; this fills in the data that its script draws.
 """
 
 import json
@@ -10,10 +10,10 @@ from importlib.resources import files
 from typing import Any
 
 from pipeline.graph import Operation
-from pipeline.grid import short_name
 from pipeline.plan import Plan
-from pipeline.rank_labels import rank_labels
-from pipeline.timeline import StepTimeline, waits
+from pipeline.schedules.grid import short_name
+from pipeline.timeline.rank_labels import rank_labels
+from pipeline.timeline.timeline import StepTimeline, waits
 
 MAX_OPERATIONS = 20_000
 """Of all steps together; beyond that many the page keeps the first steps and says what is left
@@ -41,7 +41,7 @@ def timeline_page(
         "stepsLeftOut": len(timelines) - len(shown),
         "steps": [_step(plan, timeline, max_operations // plan.num_ranks) for timeline in shown],
     }
-    template = (files("pipeline") / "timeline_page.html").read_text(encoding="utf-8")
+    template = (files("pipeline.timeline") / "page.html").read_text(encoding="utf-8")
     # A `<` in the data could end the script that holds it.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return template.replace("{{title}}", escape(title)).replace("{{data}}", text)

@@ -8,12 +8,12 @@ takes beyond this is orchestration.
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.costs import Costs
+from pipeline.costs.operation_costs import Costs
 from pipeline.graph import Graph, Operation
-from pipeline.memory import peak_memory_bytes
-from pipeline.placement import Placement
-from pipeline.schedule import Schedule
-from pipeline.timed_graph import TimedGraph, Wires, time_graph
+from pipeline.placements.placement import Placement
+from pipeline.schedules.schedule import Schedule
+from pipeline.simulation.memory import peak_memory_bytes
+from pipeline.simulation.timed_graph import TimedGraph, Wires, time_graph
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Simulation:
     """The predicted step: the timeline of every rank, and what follows from it.
 
     `one_device_s` is the time of the same training step on one device, `peak_memory_bytes` what a
-    rank holds at most (see `pipeline.memory`), `bytes_sent` counts each rank's messages.
+    rank holds at most (see `pipeline.simulation.memory`), `bytes_sent` counts each rank's messages.
     """
 
     timeline: tuple[tuple[TimedOperation, ...], ...]

@@ -10,7 +10,7 @@ from datetime import timedelta
 # torch.distributed has these names too, but does not export them to type checkers.
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from pipeline.transport import TransportError
+from pipeline.transports.transport import TransportError
 
 
 class StoreServer:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.costs import Costs, Link, WorkSizes
+from pipeline.costs.operation_costs import Costs, Link, WorkSizes
 from pipeline.graph import Graph
 from pipeline.numbered_graph import NumberedGraph
-from pipeline.placement import Placement
+from pipeline.placements.placement import Placement
 
 
 @dataclass(frozen=True)

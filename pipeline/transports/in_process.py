@@ -1,66 +1,12 @@
-"""What moves tensors between ranks: the protocol, and one inside a process for tests.
-
-Between each ordered pair of ranks, messages arrive in the order in which they were sent, and
-receives are posted in that order. Both sides know every shape beforehand, so only numbers travel;
-tensors of no elements do not travel at all.
-"""
+"""A transport between the threads of one process, for tests and debuggers."""
 
 import queue
 import threading
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from model.errors import UserError
-
-
-class TransportError(UserError):
-    """A tensor could not be moved: a peer died, hung beyond the timeout, or closed the transport.
-
-    The transport is closed then, so that the peers learn of it; connect a new one.
-    """
-
-
-class Pending(Protocol):
-    """A tensor that is on its way."""
-
-    def wait(self) -> Tensor:
-        """Return the tensor once it is there; raises TransportError."""
-
-
-class Transport(Protocol):
-    """The ways between this rank and the `num_ranks` ranks of its group, itself among them."""
-
-    rank: int
-    num_ranks: int
-    bytes_sent: int
-
-    def send(self, tensor: Tensor, destination: int, tag: int) -> None:
-        """Send without waiting; the caller must not change the tensor before `flush`."""
-
-    def receive(self, shape: tuple[int, ...], dtype: torch.dtype, source: int, tag: int) -> Pending:
-        """Post the receive of the next message from a rank; `tag` must be the sender's."""
-
-    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a float64 vector over the ranks, with the same bits on all of them."""
-
-    def flush(self) -> None:
-        """Wait until all that was sent has left."""
-
-    def close(self) -> None:
-        """Leave the group; peers that still wait for this rank get a TransportError."""
-
-
-class Arrived:
-    """A tensor that needed no way."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def wait(self) -> Tensor:
-        """Return it."""
-        return self._tensor
+from pipeline.transports.transport import Arrived, Pending, TransportError
 
 
 class _Hub:

@@ -1,0 +1,1 @@
+"""Which rank owns which block, by name, by hand, or balanced to costs."""

@@ -1,0 +1,1 @@
+"""The search for the fastest layout, and its reasons in words."""

@@ -1,0 +1,1 @@
+"""Orders of operations as data: how they are chosen, checked, printed and saved."""

@@ -1,0 +1,1 @@
+"""What a schedule would take: time, memory and messages, without running it."""

@@ -1,0 +1,1 @@
+"""Recorded steps: one clock for all ranks, and the files made of them."""
