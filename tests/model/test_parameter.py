@@ -75,7 +75,9 @@ def test_unknown_precision_is_refused() -> None:
 
 @pytest.mark.parametrize("ids", [[1, 4], [4, 1, 4]], ids=["in order", "repeated"])
 def test_a_settled_row_gradient_holds_no_tensor_of_others(ids: list[int]) -> None:
-    parameter = RowParameter(ParameterRows("table", (6, 2), 0, 6), torch.zeros(6, 2).double(), FLOAT64)
+    parameter = RowParameter(
+        ParameterRows("table", (6, 2), 0, 6), torch.zeros(6, 2).double(), FLOAT64
+    )
     given_rows = torch.ones(len(ids), 2).double()
     parameter.add_row_gradient(torch.tensor(ids), given_rows)
     parameter.settle_gradient()
