@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart test test-slow check format lock clean
+.PHONY: help setup quickstart test test-slow check format pictures lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ check: setup ## lint and types
 format: setup ## rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pictures: setup ## draw the pictures of docs/pipeline.md again
+	@grep '^baton simulate .* --draw docs/pictures/' docs/pipeline.md | PATH="$(CURDIR)/$(BIN):$$PATH" sh -ex
 
 lock: setup ## pin the versions that are installed now
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+(cpu|cu[0-9]+)$$//' > constraints.txt

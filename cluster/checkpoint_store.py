@@ -85,8 +85,13 @@ class CheckpointStore:
             workers.load(self.resumed.path.absolute(), self.resumed.info.step)
         return self.position
 
-    def save(self, workers: PartWriters, step: int, num_pairs: int, num_words: int) -> Path:
-        """Commit a checkpoint of the ranks' state, and delete those that are too old."""
+    def save(self, workers: PartWriters, step: int, num_pairs: int, num_words: int) -> Path | None:
+        """Commit a checkpoint of the ranks' state, and delete those that are too old.
+
+        Emulated devices have no state; None says that nothing was kept.
+        """
+        if self._config.cluster.device == "emulated":
+            return None
         staging = prepare_staging(self.directory, step, self.attempt)
         parts = workers.write_parts(staging)
         info = CheckpointInfo(

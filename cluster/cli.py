@@ -9,7 +9,17 @@ import sys
 
 import typer
 
-from cluster.commands import batch, bench, plan, profile, quickstart, simulate, train, translate
+from cluster.commands import (
+    batch,
+    bench,
+    bench_training,
+    plan,
+    profile,
+    quickstart,
+    simulate,
+    train,
+    translate,
+)
 from cluster.interruption import Interrupted
 from model.errors import UserError
 
@@ -52,6 +62,7 @@ app.command()(train.submit)
 app.command()(profile.profile)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
+bench.app.command("training")(bench_training.training)
 app.add_typer(bench.app, name="bench")
 app.add_typer(config_app, name="config")
 config_app.command("show")(train.show_config)

@@ -25,7 +25,7 @@ from cluster.failure_policy import (
 )
 from cluster.interruption import Interrupted
 from cluster.run_state import RunState, RunStates
-from cluster.tracking.run_metrics import RunMetrics, StepInput, StepOutcome, perplexity
+from cluster.tracking.run_metrics import RunMetrics, StepInput, StepOutcome
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
 from model.optimizer import LearningRateSchedule
@@ -89,8 +89,8 @@ class Checkpoints(Protocol):
     def restore(self, workers: Workers) -> tuple[int, int, int]:
         """Load what the run resumes from; return the steps, pairs and words it has behind it."""
 
-    def save(self, workers: Workers, step: int, num_pairs: int, num_words: int) -> Path:
-        """Keep the state after `step` steps, and return where."""
+    def save(self, workers: Workers, step: int, num_pairs: int, num_words: int) -> Path | None:
+        """Keep the state after `step` steps, and return where; None if there is none to keep."""
 
 
 class Record(Protocol):
@@ -237,7 +237,7 @@ class Controller:
             return
         self._enter(RunState.VALIDATING)
         loss = self.workers.evaluate(batches)
-        self._log({"valid/loss": loss.mean, "valid/perplexity": perplexity(loss)})
+        self._log({"valid/loss": loss.mean, "valid/perplexity": loss.perplexity})
         self._enter(RunState.TRAINING)
 
     def _save(self) -> None:
@@ -245,7 +245,8 @@ class Controller:
         self.checkpoint = self.checkpoints.save(
             self.workers, self.step, self.num_pairs, self.num_words
         )
-        self.record.saved(self.checkpoint, self.step)
+        if self.checkpoint is not None:
+            self.record.saved(self.checkpoint, self.step)
         self._enter(RunState.TRAINING)
 
     def _next_stop(self) -> int:

@@ -12,7 +12,7 @@ from cluster.config import Config
 from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint
 from model.errors import UserError
-from model.evaluation import Scores, corpus_scores, perplexity
+from model.evaluation import Scores, corpus_scores
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.translator import Translator, load_model
@@ -151,7 +151,7 @@ def _metrics(
     metrics = {
         "bleu": scores.bleu,
         "chrf": scores.chrf,
-        "perplexity": perplexity(loss),
+        "perplexity": loss.perplexity,
         "num_sentences": len(pairs),
         "num_target_tokens": loss.num_tokens,
     }

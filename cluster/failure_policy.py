@@ -31,7 +31,8 @@ class FailureKind(Enum):
 class Failure:
     """One rank's end: where (`rank` and `node`, if known), at which step, and why, in one line.
 
-    `detail` is the traceback or what else helps to find a bug; it is for logs, not for users.
+    `replica` is None where there is only one. `detail` is the traceback or what else helps to find
+    a bug; it is for logs, not for users.
     """
 
     kind: FailureKind
@@ -41,12 +42,15 @@ class Failure:
     step: int | None = None
     operation: str = ""
     detail: str = ""
+    replica: int | None = None
 
     def __str__(self) -> str:
         """Return the one line that the user sees."""
         if self.kind is FailureKind.USER_ERROR and self.step is None:
             return self.cause
         place = "a rank" if self.rank is None else f"rank {self.rank}"
+        if self.replica is not None:
+            place += f" of replica {self.replica}"
         where = f" on node {self.node}" if self.node else ""
         when = f" at step {self.step}" if self.step is not None else ""
         doing = f" during {self.operation}" if self.operation else ""

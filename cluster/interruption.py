@@ -29,11 +29,6 @@ class Interruption:
         """Ask for an end, as the signal would."""
         self._signal = by
 
-    @property
-    def requested(self) -> bool:
-        """Whether an end was asked for."""
-        return self._signal is not None
-
     def check(self) -> None:
         """Raise Interrupted if an end was asked for."""
         if self._signal is not None:

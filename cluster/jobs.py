@@ -1,8 +1,9 @@
-"""Running a command of baton as a job of a Ray cluster that is up already.
+"""Running a training as a job of a Ray cluster that is up already.
 
 The configuration is checked here first; then code, configuration and perhaps the corpus travel
-(`cluster.job_package`), the command runs on the cluster's head node, and its log can be followed.
-Paths that the job writes are made absolute, so that its run stands in MLflow beside earlier ones.
+(`cluster.job_package`), the job drives the training from the cluster's head node, and its log can
+be followed. Paths that it writes are made absolute, so that its run stands in MLflow beside earlier
+ones.
 A `runtime_env` is built from nothing but the files that travel: it could install and run code.
 """
 
@@ -73,19 +74,16 @@ def submit(
     *,
     address: str,
     follow: bool,
-    command: str = "train",
     working_dir: Path | None = None,
-    tracking_uri: str | None = None,
     output: TextIO | None = None,
     python: str = sys.executable,
 ) -> JobResult:
-    """Run `baton COMMAND CONFIG OVERRIDES... --json` as a job of the cluster at `address`.
+    """Run `baton train CONFIG OVERRIDES... --json` as a job of the cluster at `address`.
 
     `address` is the job server (http://host:8265, also without http://) or ray://host:10001.
-    `tracking_uri` overrules the configuration; a relative SQLite address means `working_dir`.
-    `python` is tried first on the head node, then python3 and python. With `follow` the job's log
-    is copied to `output` (standard output) until the job ends; Ctrl-C ends the following, not the
-    job.
+    A relative SQLite address of `tracking.uri` means `working_dir`. `python` is tried first on the
+    head node, then python3 and python. With `follow` the job's log is copied to `output` (standard
+    output) until the job ends; Ctrl-C ends the following, not the job.
 
     Raises ConfigError, PackageError, or JobError if the server cannot be used or the followed job
     fails.
@@ -100,8 +98,8 @@ def submit(
         corpus = config.corpus.directory if travelling else None
         package = stage_package(Path(staging), base, config_path, corpus, python=python)
         arguments = [
-            *(*command.split(), str(package.config), *overrides),
-            *_pinned_paths(config, base, tracking_uri, corpus_travels=travelling),
+            *("train", str(package.config), *overrides),
+            *_pinned_paths(config, base, corpus_travels=travelling),
             "--json",
         ]
         output.write(f"sending {package.num_bytes / 2**20:.1f} MiB to {address}\n")
@@ -114,11 +112,9 @@ def submit(
     return JobResult(submission_id, str(client.get_job_status(submission_id)), None)
 
 
-def _pinned_paths(
-    config: Config, base: Path, tracking_uri: str | None, *, corpus_travels: bool
-) -> list[str]:
+def _pinned_paths(config: Config, base: Path, *, corpus_travels: bool) -> list[str]:
     """Return overrides that make paths mean the same in the job's own, short-lived folder."""
-    uri = absolute_uri(tracking_uri or config.tracking.uri, base)
+    uri = absolute_uri(config.tracking.uri, base)
     pinned = {"tracking.uri": uri, "checkpoint.directory": str(base / config.checkpoint.directory)}
     if not corpus_travels:
         pinned["corpus.directory"] = str(base / config.corpus.directory)

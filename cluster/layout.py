@@ -29,7 +29,13 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
     """
     precision, seed = config.training.precision, config.seed
     if config.training.schedule is not None:
-        return plan_from_file(config.training.schedule, model, precision=precision, seed=seed)
+        return plan_from_file(
+            config.training.schedule,
+            model,
+            precision=precision,
+            seed=seed,
+            num_replicas=config.pipeline.replicas,
+        )
     if costs is None and config.pipeline.costs is not None:
         costs = load_costs(config.pipeline.costs)
     made = Plan(
@@ -41,6 +47,7 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
         precision=precision,
         seed=seed,
         costs=costs,
+        num_replicas=config.pipeline.replicas,
     )
     if config.pipeline.placement == "auto":
         return _planned(config, made)
@@ -70,11 +77,12 @@ def placement_of(config: Config, model: ModelConfig, costs: Costs | None) -> Pla
 
 def layout_words(plan: Plan) -> str:
     """Say in a line how a plan spreads the work."""
+    replicas = "" if plan.num_replicas == 1 else f"{plan.num_replicas} replicas of "
     if plan.num_ranks == 1:
-        return "1 rank"
+        return f"{replicas}1 rank"
     order = "a saved" if isinstance(plan, ScheduledPlan) else plan.policy
     return (
-        f"{plan.num_ranks} ranks (placement {plan.placement.name}), {order} schedule, "
+        f"{replicas}{plan.num_ranks} ranks (placement {plan.placement.name}), {order} schedule, "
         f"{_counted(plan.num_microbatches, 'microbatch', 'microbatches')}, "
         f"{_counted(plan.num_chunks, 'time chunk', 'time chunks')}"
     )
@@ -85,15 +93,16 @@ def _counted(number: int, one: str, many: str) -> str:
 
 
 def _planned(config: Config, unplaced: Plan) -> Plan:
-    """Let the planner choose placement, policy and cuts for all ranks of the configuration."""
+    """Let the planner choose replicas, placement, policy and cuts for all devices there are."""
     costs = unplaced.costs or arithmetic_costs(
         unplaced.model, config.training.batch_size, precision=config.training.precision
     )
-    best = best_of(plan(unplaced.model, config.num_ranks, costs, use_all=True))
+    best = best_of(plan(unplaced.model, config.num_workers, costs, use_all=True))
     return replace(
         unplaced,
         placement=best.placement,
         policy=best.policy,
         num_microbatches=best.num_microbatches,
         num_chunks=best.num_chunks,
+        num_replicas=best.num_replicas,
     )

@@ -77,6 +77,7 @@ class BenchSettings:
     link: Link = field(default_factory=Link)
     num_steps: int = 5
     num_warmup_steps: int = 2
+    shared_memory: bool = True
 
     def costs(self) -> Costs:
         """Return the costs of the emulated devices."""
@@ -163,7 +164,7 @@ def measure(
     tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Measurement]:
     """Start the ranks once, and measure one case after another."""
-    cluster = ClusterConfig(device="emulated")
+    cluster = ClusterConfig(device="emulated", shared_memory=settings.shared_memory)
     batch = full_batch(settings.batch)
     with connect(cluster, num_ranks=settings.num_devices, warn=lambda line: None):
         tell(f"starting {settings.num_devices} ranks")

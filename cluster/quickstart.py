@@ -50,10 +50,10 @@ def quickstart(config: Config, corpus: Path, *, report: ProgressDisplay) -> Quic
     config = with_unused_folder(config)
     report.message("1/4 fetching real English-French text")
     fetch_bible(corpus, progress=report)
-    with connect(config.cluster, num_ranks=config.num_ranks, warn=report.message):
+    with connect(config.cluster, num_ranks=config.num_workers, warn=report.message):
         report.message("2/4 preparing it with Ray Data: vocabularies, filters, shards by length")
         prepare_corpus(config.corpus, seed=config.seed, progress=report)
-        report.message(f"3/4 training on {config.num_ranks} Ray actors")
+        report.message(f"3/4 training on {config.num_workers} Ray actors")
         training = train(config, report=report)
         if training.status != "FINISHED":
             raise Interrupted(f"the training was interrupted after {training.step:,} steps")

@@ -1,7 +1,8 @@
 """Ray's side of the machines: connecting to a cluster, and reserving a place for every rank.
 
-A rank is one bundle of a placement group. Ray says where the bundles landed only afterwards, so
-ranks are numbered then, in such a way that neighbours in the pipeline share a node.
+A rank of a replica is one bundle of a placement group. Ray says where the bundles landed only
+afterwards, so ranks are numbered then, in such a way that the ranks of a replica, and neighbours in
+the pipeline, share a node. Replicas are not told apart here: `num_ranks` counts those of all.
 """
 
 import logging
@@ -103,7 +104,8 @@ def _remedy(resource: str) -> str:
     if resource == "GPU":
         return "use fewer ranks, add nodes with GPUs, or set cluster.device=cpu"
     return (
-        "lower pipeline.softmax_ranks, pipeline.layer_ranks or cluster.cpus_per_rank, or add nodes"
+        "lower pipeline.replicas, pipeline.softmax_ranks, pipeline.layer_ranks or "
+        "cluster.cpus_per_rank, or add nodes"
     )
 
 
@@ -118,13 +120,21 @@ def _start_here(cluster: ClusterConfig, num_ranks: int, warn: Callable[[str], No
             f"{num_ranks} ranks of {cluster.threads_per_rank} thread(s) share the {cores} cores of "
             "this machine, so a step takes longer than on as many devices; results are the same"
         )
-    ray.init(
-        address="local",
-        num_cpus=max(cores, needed),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(cores, needed),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:
+        # Ray raises bare Exceptions here, above all when its processes are not up within 30 s.
+        raise ClusterError(
+            f"Ray did not start on this machine ({cores} cores, load {os.getloadavg()[0]:.0f}): "
+            f"{_reason(error)}; wait until the machine is less busy and start again, or set "
+            "cluster.address to a cluster that runs"
+        ) from error
 
 
 def _connect_to(address: str) -> None:
@@ -139,11 +149,15 @@ def _connect_to(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ClusterError(
-            f"cannot connect to the Ray cluster at {address}: {reason}; run on one of its nodes, "
-            "use `baton submit`, or set cluster.address=local to start Ray here"
+            f"cannot connect to the Ray cluster at {address}: {_reason(error)}; run on one of its "
+            "nodes, use `baton submit`, or set cluster.address=local to start Ray here"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else repr(error)
 
 
 def _check_answers(address: str) -> None:

@@ -9,11 +9,13 @@ call says so.
 import os
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import ray
 import torch
@@ -27,17 +29,19 @@ from model.errors import UserError
 from pipeline.emulation import make_device
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult
+from pipeline.transports.shared_memory import connect_ranks
 from pipeline.transports.torch_transport import TorchTransport
-from pipeline.transports.transport import TransportError
+from pipeline.transports.transport import Transport, TransportError
 
 CONTROL_GROUP = "control"
+Connected = TypeVar("Connected", bound=Transport)
 
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank is doing: the operation under way (empty: none) and the step it belongs to."""
+    """What a worker is doing: the operation under way (empty: none) and the step it belongs to."""
 
-    rank: int
+    worker: int
     pid: int
     node: str
     step: int | None
@@ -46,12 +50,13 @@ class RankStatus:
 
 @dataclass(frozen=True)
 class GroupAddress:
-    """Where the ranks meet; a new `attempt` makes a new group."""
+    """Where all ranks meet; a new `attempt` makes a new group."""
 
     host: str
     port: int
     attempt: int
     timeout_s: float
+    shared_memory: bool = True
 
 
 class StageError(Exception):
@@ -63,19 +68,22 @@ class StageError(Exception):
 
 
 class StageActor:
-    """Rank `rank` of a plan; made in its own process by `cluster.worker_group`.
+    """Worker number `worker` of a plan; made in its own process by `cluster.worker_group`.
 
     Every method raises StageError.
     """
 
-    def __init__(self, plan: Plan, rank: int, device: str, num_threads: int) -> None:
+    def __init__(self, plan: Plan, worker: int, device: str, num_threads: int) -> None:
         self._plan = plan
-        self._rank = rank
+        self._worker = worker
         self._device = device
         self._num_threads = num_threads
         self._node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._status = RankStatus(rank, os.getpid(), self._node, None, "")
-        self._transport: TorchTransport | None = None
+        self._status = RankStatus(worker, os.getpid(), self._node, None, "")
+        self._address: GroupAddress | None = None
+        self._num_joined = 0
+        self._transport: Transport | None = None
+        self._replicas: TorchTransport | None = None
         self._stage: Stage | None = None
         self._failed = False
 
@@ -97,24 +105,22 @@ class StageActor:
             if interface is not None:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
                 os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
-            self._transport = TorchTransport.connect(
-                address.host,
-                address.port,
-                self._rank,
-                self._plan.num_ranks,
-                timeout_s=address.timeout_s,
-                attempt=address.attempt,
-                backend="nccl" if self._device == "cuda" else "gloo",
-                device=make_device(self._plan, self._device).tensor_device,
-            )
-            self._stage = Stage(self._plan, self._rank, self._transport, self._device)
+            self._address = address
+            self._join_groups()
+            self._build_stage()
 
     def replan(self, plan: Plan) -> None:
-        """Build another plan's blocks for as many ranks, over the connections there are."""
+        """Build another plan's blocks for as many workers, over the connections if they fit."""
         with self._operation("replan"):
-            assert self._transport is not None, "connect comes first"
+            fits = (plan.num_ranks, plan.num_replicas) == (
+                self._plan.num_ranks,
+                self._plan.num_replicas,
+            )
             self._plan = plan
-            self._stage = Stage(plan, self._rank, self._transport, self._device)
+            if not fits:
+                self._leave()
+                self._join_groups()
+            self._build_stage()
 
     def load(self, path: Path) -> None:
         """Replace the parameters by those of a checkpoint, which was verified by the caller."""
@@ -131,7 +137,7 @@ class StageActor:
         clip_norm: float | None,
         record: bool = False,
     ) -> StageResult:
-        """Make step number `step` together with the other ranks."""
+        """Make step number `step` together with the other ranks; the batch is that of all."""
         with self._operation("train_step", step):
             stage = self._ready_stage()
             return stage.train_step(batch, learning_rate, clip_norm, record=record)
@@ -154,6 +160,61 @@ class StageActor:
             held = self._ready_stage().parameters()
             return {key: parameter.value.cpu().clone() for key, parameter in held.items()}
 
+    @property
+    def _rank(self) -> int:
+        return self._worker % self._plan.num_ranks
+
+    @property
+    def _replica(self) -> int:
+        return self._worker // self._plan.num_ranks
+
+    def _join_groups(self) -> None:
+        """Meet the other ranks of the replica, and the same rank of the other replicas."""
+        plan, rank, replica = self._plan, self._rank, self._replica
+        address = self._address
+        assert address is not None, "connect comes first"
+        self._num_joined += 1
+        self._transport = self._connected(
+            partial(connect_ranks, shared_memory=address.shared_memory),
+            rank,
+            plan.num_ranks,
+            f"replica{replica}",
+            "rank",
+        )
+        self._replicas = None
+        if plan.num_replicas > 1:
+            self._replicas = self._connected(
+                TorchTransport.connect, replica, plan.num_replicas, f"rank{rank}", "replica"
+            )
+
+    def _connected(
+        self,
+        connect: Callable[..., Connected],
+        rank: int,
+        num_ranks: int,
+        group: str,
+        member: str,
+    ) -> Connected:
+        address = self._address
+        assert address is not None
+        return connect(
+            address.host,
+            address.port,
+            rank,
+            num_ranks,
+            timeout_s=address.timeout_s,
+            attempt=address.attempt,
+            backend="nccl" if self._device == "cuda" else "gloo",
+            device=make_device(self._plan, self._device).tensor_device,
+            # What earlier groups of this attempt left in the store must not show.
+            group=f"groups{self._num_joined}/{group}",
+            member=member,
+        )
+
+    def _build_stage(self) -> None:
+        assert self._transport is not None
+        self._stage = Stage(self._plan, self._worker, self._transport, self._device, self._replicas)
+
     @contextmanager
     def _operation(self, name: str, step: int | None = None) -> Iterator[None]:
         if self._failed:
@@ -172,11 +233,13 @@ class StageActor:
     def _failure(
         self, kind: FailureKind, operation: str, step: int | None, cause: str, detail: str = ""
     ) -> Failure:
-        return Failure(kind, cause, self._rank, self._node, step, operation, detail)
+        replica = self._replica if self._plan.num_replicas > 1 else None
+        return Failure(kind, cause, self._rank, self._node, step, operation, detail, replica)
 
     def _leave(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        for transport in (self._transport, self._replicas):
+            if transport is not None:
+                transport.close()
 
     def _ready_stage(self) -> Stage:
         assert self._stage is not None, "connect comes first"

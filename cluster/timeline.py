@@ -1,5 +1,6 @@
 """A few recorded steps of a run: which ones, and the files that are made of them at its end.
 
+Replica 0 stands for all: the others do the same with other sentences.
 The ranks send their records back with the step's result; nothing is drawn while training goes on.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from pipeline.plan import Plan
 from pipeline.stage import StageResult
 from pipeline.timeline.chrome_trace import chrome_trace
+from pipeline.timeline.drawing import draw_recorded
 from pipeline.timeline.page import timeline_page
 from pipeline.timeline.recording import RankRecord
 from pipeline.timeline.timeline import build_timelines
@@ -20,6 +22,7 @@ WARM_UP_STEPS = 5
 """Steps before the first recorded one: caches, allocators and connections fill in them."""
 PAGE = "timeline.html"
 TRACE = "timeline.trace.json"
+PICTURE = "timeline.svg"
 
 
 class TimelineRecorder:
@@ -49,13 +52,14 @@ class TimelineRecorder:
             self._records[step], self._nodes = records, list(nodes)
 
     def files(self, title: str) -> dict[str, str]:
-        """Return the page and the trace by file name; none if no step was recorded."""
+        """Return page, trace and the last step's picture by file name; none without a record."""
         if not self._records:
             return {}
         timelines = build_timelines(self._plan, self._records, self._nodes)
         return {
             PAGE: timeline_page(self._plan, timelines, title=title),
             TRACE: chrome_trace(self._plan, timelines),
+            PICTURE: draw_recorded(self._plan, timelines[-1]),
         }
 
 

@@ -69,7 +69,7 @@ def train(config: Config, *, report: TrainingReport) -> TrainingResult:
     """
     run = _Run(config, report)
     with (
-        connect(config.cluster, num_ranks=config.num_ranks, warn=report.message),
+        connect(config.cluster, num_ranks=config.num_workers, warn=report.message),
         watch_signals() as interruption,
     ):
         return run.to_end(interruption)
@@ -215,6 +215,9 @@ class _Run:
         self, tracker: Tracker, checkpoint: Path | None, interruption: Interruption
     ) -> None:
         """Record where the checkpoint is, and what it makes of held-out sentences."""
+        if self._config.cluster.device == "emulated":
+            self._report.message("emulated devices learn nothing: no checkpoint, no scores")
+            return
         assert checkpoint is not None, "the controller saves after the last step"
         tracker.set_tag("baton.checkpoint", str(checkpoint))
         if self._batches.num_valid_pairs == 0:

@@ -1,4 +1,4 @@
-"""All ranks of one pipeline as one thing: Ray actors that start, train and end together.
+"""All ranks of all replicas as one thing: Ray actors that start, train and end together.
 
 Calls go to every rank at once and their results are collected in order, so several steps can be in
 flight. Of everything that then goes wrong in several places at the same time, one `WorkerFailure`
@@ -49,7 +49,7 @@ _KEEP_MEMORY = {
 
 
 class WorkerGroup:
-    """The ranks of `plan`, each an actor in its own process.
+    """The workers of `plan`, each an actor in its own process, in the order of replicas and ranks.
 
     `check` is called now and then while waiting; what it raises ends the wait. Every method but
     `shutdown` raises WorkerFailure, after which only `shutdown` may be called. `attempt` numbers
@@ -86,8 +86,8 @@ class WorkerGroup:
         Raises ClusterError when the cluster has no room.
         """
         self.shutdown()
-        self._reservation = reserve(self._cluster, self.plan.num_ranks, check=self._check)
-        self.actors = [self._create(rank) for rank in range(self.plan.num_ranks)]
+        self._reservation = reserve(self._cluster, self.plan.num_workers, check=self._check)
+        self.actors = [self._create(worker) for worker in range(self.plan.num_workers)]
         refs = [actor.prepare.remote() for actor in self.actors]
         self.statuses = self._gather(refs, "start", patience_s=START_TIMEOUT_S)
         address = self._meeting_place()
@@ -99,8 +99,8 @@ class WorkerGroup:
         return self._reservation.num_nodes if self._reservation else 0
 
     def replan(self, plan: Plan) -> None:
-        """Let the same ranks follow another plan for as many, from its initial values."""
-        assert plan.num_ranks == self.plan.num_ranks
+        """Let the same actors follow another plan for as many, from its initial values."""
+        assert plan.num_workers == self.plan.num_workers
         assert not self._in_flight
         self.plan = plan
         self._gather([actor.replan.remote(plan) for actor in self.actors], "replan")
@@ -111,12 +111,21 @@ class WorkerGroup:
         self._gather([actor.load.remote(checkpoint) for actor in self.actors], "load")
 
     def submit_step(self, step: int, batch: Batch, learning_rate: float) -> None:
-        """Hand step number `step` to all ranks; returns at once."""
+        """Hand step number `step` to all ranks, each with the whole batch; returns at once.
+
+        Only replica 0 is recorded: the others do the same with other sentences.
+        """
         stored = ray.put(batch)
         record = self._recorder is not None and self._recorder.wants(step)
         refs = [
-            actor.train_step.remote(step, stored, learning_rate, self._clip_norm, record)
-            for actor in self.actors
+            actor.train_step.remote(
+                step,
+                stored,
+                learning_rate,
+                self._clip_norm,
+                record and worker < self.plan.num_ranks,
+            )
+            for worker, actor in enumerate(self.actors)
         ]
         self._in_flight.append((step, refs))
 
@@ -125,7 +134,9 @@ class WorkerGroup:
         self._step, refs = self._in_flight.popleft()
         results: list[StageResult] = self._gather(refs, "train_step")
         if self._recorder is not None:
-            self._recorder.add(self._step, results, [status.node for status in self.statuses])
+            ranks = slice(self.plan.num_ranks)
+            nodes = [status.node for status in self.statuses[ranks]]
+            self._recorder.add(self._step, results[ranks], nodes)
         return _outcome(self._step, results)
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
@@ -143,15 +154,21 @@ class WorkerGroup:
         return loss
 
     def write_parts(self, staging: Path) -> list[PartRecord]:
-        """Let every rank write its part of a checkpoint; returns their records in rank order."""
-        refs = [actor.write_part.remote(staging, self._step) for actor in self.actors]
+        """Let replica 0's ranks write their parts of a checkpoint; returns their records in order.
+
+        All replicas have the same parameters.
+        """
+        actors = self._of_replica(0)
+        refs = [actor.write_part.remote(staging, self._step) for actor in actors]
         records: list[PartRecord] = self._gather(refs, "write_part")
         return records
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return copies of all pieces of the parameters by key; the whole model must fit here."""
-        refs = [actor.parameters.remote() for actor in self.actors]
-        pieces: list[dict[str, Tensor]] = self._gather(refs, "parameters")
+    def parameters(self, replica: int = 0) -> dict[str, Tensor]:
+        """Return copies of all pieces of a replica's parameters by key; the model must fit here."""
+        refs = [actor.parameters.remote() for actor in self._of_replica(replica)]
+        pieces: list[dict[str, Tensor]] = self._gather(
+            refs, "parameters", first=replica * self.plan.num_ranks
+        )
         return {key: value for held in pieces for key, value in held.items()}
 
     def shutdown(self) -> None:
@@ -169,7 +186,11 @@ class WorkerGroup:
             self._store.close()
         self.actors, self._reservation, self._store = [], None, None
 
-    def _create(self, rank: int) -> Any:  # noqa: ANN401 - Ray's actor handles have no useful type
+    def _of_replica(self, replica: int) -> list[Any]:
+        first = replica * self.plan.num_ranks
+        return self.actors[first : first + self.plan.num_ranks]
+
+    def _create(self, worker: int) -> Any:  # noqa: ANN401 - Ray's actor handles have no useful type
         assert self._reservation is not None
         resources = rank_resources(self._cluster)
         num_threads = self._cluster.threads_per_rank
@@ -181,7 +202,7 @@ class WorkerGroup:
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self._reservation.group,
-                placement_group_bundle_index=self._reservation.bundles[rank],
+                placement_group_bundle_index=self._reservation.bundles[worker],
             ),
             runtime_env={
                 "env_vars": {
@@ -191,42 +212,50 @@ class WorkerGroup:
                 }
             },
         )
-        return actor_class.remote(self.plan, rank, self._cluster.device, num_threads)
+        return actor_class.remote(self.plan, worker, self._cluster.device, num_threads)
 
     def _meeting_place(self) -> GroupAddress:
         """Host the store in this process: it outlives every rank, and ends with the run."""
         host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._store = StoreServer(host, self._cluster.timeout_s)
-        return GroupAddress(host, self._store.port, self._attempt, self._cluster.timeout_s)
+        cluster = self._cluster
+        return GroupAddress(
+            host, self._store.port, self._attempt, cluster.timeout_s, cluster.shared_memory
+        )
 
     def _gather(
-        self, refs: Sequence[Any], operation: str, *, patience_s: float | None = None
+        self,
+        refs: Sequence[Any],
+        operation: str,
+        *,
+        first: int = 0,
+        patience_s: float | None = None,
     ) -> list[Any]:
-        """Return the results of one call to every rank, in rank order, or raise WorkerFailure.
+        """Return the results of one call to the workers from `first` on, or raise WorkerFailure.
 
         After `patience_s` without news, ranks that do not even tell their status have failed; the
         others may take as long as they need, since ranks that wait have a timeout of their own.
         """
         patience_s = patience_s or self._cluster.timeout_s
-        pending = {ref: rank for rank, ref in enumerate(refs)}
+        pending = {ref: worker for worker, ref in enumerate(refs, first)}
         results: dict[int, Any] = {}
         quiet_since = time.monotonic()
         while pending:
             self._check()
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=_POLL_S)
             for ref in ready:
-                rank = pending.pop(ref)
+                worker = pending.pop(ref)
                 try:
-                    results[rank] = ray.get(ref)
+                    results[worker] = ray.get(ref)
                 except RayError as error:
-                    failure = self._failure_of(error, rank, operation)
+                    failure = self._failure_of(error, worker, operation)
                     raise WorkerFailure(self._cause(failure, pending, operation)) from None
                 quiet_since = time.monotonic()
             if time.monotonic() - quiet_since > patience_s:
                 if failures := self._not_answering(pending.values(), operation):
                     raise WorkerFailure(failures[0])
                 quiet_since = time.monotonic()
-        return [results[rank] for rank in range(len(refs))]
+        return [results[worker] for worker in range(first, first + len(refs))]
 
     def _cause(self, first: Failure, pending: Mapping[Any, int], operation: str) -> Failure:
         """Look at the other ranks: the failure that was heard of first may follow from theirs."""
@@ -236,20 +265,20 @@ class WorkerGroup:
         while silent and _is_consequence(failures) and time.monotonic() < deadline:
             ready, _ = ray.wait(list(silent), num_returns=1, timeout=_POLL_S)
             for ref in ready:
-                rank = silent.pop(ref)
+                worker = silent.pop(ref)
                 try:
                     ray.get(ref)
                 except RayError as error:
-                    failures.append(self._failure_of(error, rank, operation))
+                    failures.append(self._failure_of(error, worker, operation))
         if silent and _is_consequence(failures):
             failures += self._not_answering(silent.values(), operation)
         for failure in failures:
             logger.debug("%s\n%s", failure, failure.detail)
         return first_cause(failures)
 
-    def _not_answering(self, ranks: Iterable[int], operation: str) -> list[Failure]:
+    def _not_answering(self, workers: Iterable[int], operation: str) -> list[Failure]:
         """Ask ranks for their status; those that say nothing hang or are cut off."""
-        refs = {self.actors[rank].status.remote(): rank for rank in ranks}
+        refs = {self.actors[worker].status.remote(): worker for worker in workers}
         if not refs:
             return []
         _, silent = ray.wait(list(refs), num_returns=len(refs), timeout=PROBE_S)
@@ -263,22 +292,24 @@ class WorkerGroup:
             for ref in silent
         ]
 
-    def _failure_of(self, error: RayError, rank: int, operation: str) -> Failure:
+    def _failure_of(self, error: RayError, worker: int, operation: str) -> Failure:
         if isinstance(error, RayTaskError):
             cause = error.cause
             if isinstance(cause, StageError):
                 return cause.failure
             kind, text = FailureKind.ERROR, f"{type(cause).__name__}: {cause}"
-            return self._failure(kind, rank, operation, " ".join(text.split()), str(error))
+            return self._failure(kind, worker, operation, " ".join(text.split()), str(error))
         if isinstance(error, RayActorError | OutOfMemoryError):
-            return self._failure(FailureKind.DIED, rank, operation, _death(error), str(error))
-        return self._failure(FailureKind.ERROR, rank, operation, _first_line(error), str(error))
+            return self._failure(FailureKind.DIED, worker, operation, _death(error), str(error))
+        return self._failure(FailureKind.ERROR, worker, operation, _first_line(error), str(error))
 
     def _failure(
-        self, kind: FailureKind, rank: int, operation: str, cause: str, detail: str = ""
+        self, kind: FailureKind, worker: int, operation: str, cause: str, detail: str = ""
     ) -> Failure:
-        node = self.statuses[rank].node if rank < len(self.statuses) else None
-        return Failure(kind, cause, rank, node, self._step or None, operation, detail)
+        node = self.statuses[worker].node if worker < len(self.statuses) else None
+        replica, rank = divmod(worker, self.plan.num_ranks)
+        named = replica if self.plan.num_replicas > 1 else None
+        return Failure(kind, cause, rank, node, self._step or None, operation, detail, named)
 
 
 def _is_consequence(failures: Sequence[Failure]) -> bool:

@@ -46,7 +46,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """The sentences of one step on a replica, sorted by source length, longest first.
+    """The sentences of one step, or a replica's share of them; the longest source comes first.
 
     `source` (B, S) is in the order in which the encoder reads it and ends in the end symbol; so
     does `target` (B, T). Both are padded with it. The lengths (B,) count it. All are int64 on the
@@ -103,6 +103,17 @@ class Batch:
             for start, stop in even_bounds(self.num_sentences, num_microbatches)
         ]
 
+    def share(self, replica: int, num_replicas: int) -> "Batch":
+        """Return the sentences of one of several replicas, possibly none.
+
+        They are every `num_replicas`-th one, so that all replicas have about the same lengths, and
+        S and T are those of the longest there; every sentence is in exactly one share.
+        """
+        rows = slice(replica, None, num_replicas)
+        source, source_lengths = _trimmed(self.source[rows], self.source_lengths[rows])
+        target, target_lengths = _trimmed(self.target[rows], self.target_lengths[rows])
+        return Batch(source, source_lengths, target, target_lengths)
+
     def source_chunk(self, start: int, stop: int, device: torch.device | str = "cpu") -> Chunk:
         """Return the source positions from start up to stop."""
         positions = torch.arange(start, stop)
@@ -151,6 +162,12 @@ def make_batch(pairs: Sequence[Pair], *, reverse_source: bool = True) -> Batch:
 def length_order(pairs: Sequence[Pair]) -> list[int]:
     """Return the index in `pairs` of each row of the batch that `make_batch` makes of them."""
     return sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]))
+
+
+def _trimmed(padded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut off the positions that no row uses; tensors of their own, so that little travels."""
+    width = int(lengths.max()) if len(lengths) else 0
+    return padded[:, :width].contiguous(), lengths.clone()
 
 
 def _pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
-"""How good translations are: sacreBLEU's scores with their signatures, and perplexity."""
+"""How good translations are: sacreBLEU's scores with their signatures."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,6 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from model.errors import UserError
-from model.softmax import LossSum
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,3 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[str]) -> Score
         str(bleu.get_signature()),
         str(chrf.get_signature()),
     )
-
-
-def perplexity(loss: LossSum) -> float:
-    """Return e to the mean loss of a target word; infinity where that is too large for a number.
-
-    NaN when there was no word.
-    """
-    if not loss.num_tokens:
-        return math.nan
-    try:
-        return math.exp(loss.mean)
-    except OverflowError:
-        return math.inf

@@ -5,6 +5,7 @@ knows its place in the model without knowing who holds the rest. The gradient is
 batch's sentences; the optimiser divides.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,14 @@ class Parameter:
         """Return the gradient summed so far, dense, of the value's shape."""
         return torch.zeros_like(self.value) if self._gradient is None else self._gradient
 
+    def gradient_to_sum(self) -> Tensor:
+        """Return the gradient for a sum over replicas, which changes it in place; zeros at first.
+
+        Entries lie in the order of the value's.
+        """
+        self._gradient = self.gradient().contiguous()
+        return self._gradient
+
     def settle_gradient(self) -> None:
         """Hear that this step adds no more; the gradient then holds on to no tensor of others."""
 
@@ -111,6 +120,17 @@ class RowParameter(Parameter):
         ids, sums = self._merged()
         dense[ids] = sums
         return dense
+
+    def row_gradients(self) -> tuple[Tensor, Tensor]:
+        """Return the touched rows (N,), each once, in order, and their gradients (N, E)."""
+        return self._merged()
+
+    def set_row_gradients(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Replace the gradient by the sum of parts, added in the order given.
+
+        A part is rows (N,), each once, and their gradients (N, E).
+        """
+        self._parts = list(parts)
 
     def settle_gradient(self) -> None:
         """Add up repeated rows, in tensors of its own."""

@@ -8,6 +8,7 @@ computes its own gradient. No logit ever leaves its shard.
 Shapes: K positions of a chunk, B sentences, H cells, V words of the shard.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,16 @@ class LossSum:
     def mean(self) -> float:
         """Nats a target word; 0 when there was no word."""
         return self.total / self.num_tokens if self.num_tokens else 0.0
+
+    @property
+    def perplexity(self) -> float:
+        """E to the mean; infinity where a float cannot hold it, NaN when there was no word."""
+        if not self.num_tokens:
+            return math.nan
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
 
 
 class Loss(Block[None]):

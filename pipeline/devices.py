@@ -4,15 +4,18 @@ A stage sees a device only through this, so that an emulated one can take the pl
 (see `pipeline.emulation`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from model.block import Block
 from model.network import BlockSpec, build_block
 from model.precision import Precision
 from pipeline.plan import Plan
+
+Empty = Callable[[tuple[int, ...], torch.dtype], Tensor | None]
 
 
 class Device(Protocol):
@@ -28,6 +31,12 @@ class Device(Protocol):
 
     def begin_step(self) -> None:
         """Hear that a step begins."""
+
+    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+        """Hear which outputs of the next operation go to other ranks.
+
+        `empty` returns memory for them if it saves a copy to write them there.
+        """
 
     def waited(self, seconds: float) -> None:
         """Hear that the rank was blocked on other ranks for so long."""
@@ -61,6 +70,9 @@ class TorchDevice:
 
     def begin_step(self) -> None:
         """Nothing to do."""
+
+    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+        """Nothing to do: blocks make their own tensors, and a copy is little beside arithmetic."""
 
     def waited(self, seconds: float) -> None:
         """Nothing to do."""

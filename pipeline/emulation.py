@@ -2,7 +2,8 @@
 
 With it the real actors, schedules and transports run with tensors of the true sizes, on a machine
 without the devices. What a step then takes beyond the simulated one is orchestration. Values hold
-zeros, and there are no parameters, so the largest model fits.
+zeros; those for other ranks are written anew each time, in the operation's own time, where the
+transport wants them. There are no parameters, so the largest model fits.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ from model.block import Block, Tensors
 from model.network import BlockSpec
 from model.precision import Precision
 from pipeline.costs.arithmetic import arithmetic_costs
-from pipeline.devices import Device, TorchDevice
+from pipeline.devices import Device, Empty, TorchDevice
 from pipeline.graph import Kind, Operation, Value
 from pipeline.plan import Plan
 from pipeline.shapes import value_dtype, value_shape
@@ -29,6 +30,8 @@ EMULATED = "emulated"
 Size = tuple[int, int]
 
 _PR_SET_TIMERSLACK = 29
+_LONGEST_OVERSLEEP_S = 2e-4
+"""Sleeps that end later than this were late because others had the core."""
 
 
 def make_device(plan: Plan, name: str) -> Device:
@@ -39,9 +42,10 @@ def make_device(plan: Plan, name: str) -> Device:
 class DeviceClock:
     """Says when a device that does one operation at a time has done the next.
 
-    A sleep ends later than it should, which a device would not; the rank gets that back at its next
-    operation, unless it has waited for other ranks meanwhile, so lateness does not add up. Time
-    that the rank itself takes between operations is not given back.
+    A sleep ends later than it should, which a device would not. So the rank sleeps less, by as much
+    as sleeps were late before, and spins for what is left. Where it is late all the same it gets
+    that back at its next operation, unless it has waited for other ranks meanwhile, so lateness
+    does not add up. Time that the rank itself takes between operations is not given back.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class DeviceClock:
     ) -> None:
         self._now, self._sleep = now, sleep
         self._late_s = 0.0
+        self._oversleep_s = 0.0
 
     def begin_step(self) -> None:
         """Forget what happened before."""
@@ -60,14 +65,32 @@ class DeviceClock:
         """Take back the lateness that a wait for other ranks has hidden."""
         self._late_s = max(0.0, self._late_s - seconds)
 
-    def spend(self, seconds: float) -> None:
-        """Return when an operation that starts now has ended."""
+    def now(self) -> float:
+        """Return the clock's time in seconds."""
+        return self._now()
+
+    def spend(self, seconds: float, start: float | None = None) -> None:
+        """Return when an operation has ended that began at `start`, by default now.
+
+        Work that took the rank longer than the operation takes is not given back.
+        """
         now = self._now()
-        end = now - self._late_s + seconds
+        end = (now if start is None else start) - self._late_s + seconds
+        if now >= end:
+            self._late_s = min(self._late_s, now - end)
+            return
         while now < end:
-            self._sleep(end - now)
-            now = self._now()
+            now = self._rest(now, end)
         self._late_s = now - end
+
+    def _rest(self, now: float, end: float) -> float:
+        """Let some time pass until `end`; return the new time."""
+        wake = end - self._oversleep_s
+        if wake > now:
+            self._sleep(wake - now)
+            late_s = self._now() - wake
+            self._oversleep_s += (min(late_s, _LONGEST_OVERSLEEP_S) - self._oversleep_s) / 8
+        return self._now()
 
 
 class EmulatedDevice:
@@ -81,6 +104,9 @@ class EmulatedDevice:
         self._costs = plan.costs or arithmetic_costs(plan.model, precision=plan.precision)
         self._clock = clock or DeviceClock()
         self._buffers: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+        self._sent: Sequence[str] = ()
+        self._empty: Empty = _no_memory
+        self._work: dict[tuple[Kind, str, Size], tuple[float, Tensors]] = {}
 
     def build_block(self, spec: BlockSpec) -> "EmulatedBlock":
         """Build a block that only takes time."""
@@ -99,10 +125,35 @@ class EmulatedDevice:
         """Tell the clock."""
         self._clock.waited(seconds)
 
+    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+        """Write the values at these ports within the time of the next operation."""
+        self._sent, self._empty = ports, empty
+
     def run(self, kind: Kind, spec: BlockSpec, size: Size) -> Tensors:
         """Take an operation's time on a chunk (K, B); return its values, which hold zeros."""
-        self._clock.spend(self._costs.block_s(kind, spec, *size))
-        return {port: self._value(kind, spec, port, size) for port in _ports(kind, spec)}
+        start = self._clock.now()
+        seconds, values = self._planned(kind, spec, size)
+        if self._sent:
+            values = values | self._written(values)
+            self._sent = ()
+        self._clock.spend(seconds, start)
+        return values
+
+    def _planned(self, kind: Kind, spec: BlockSpec, size: Size) -> tuple[float, Tensors]:
+        key = kind, spec.name, size
+        if key not in self._work:
+            values = {port: self._value(kind, spec, port, size) for port in _ports(kind, spec)}
+            self._work[key] = self._costs.block_s(kind, spec, *size), values
+        return self._work[key]
+
+    def _written(self, values: Tensors) -> Tensors:
+        """Return what is sent, written anew where the transport wants it."""
+        written: Tensors = {}
+        for port in self._sent:
+            memory = self._empty(tuple(values[port].shape), values[port].dtype)
+            if memory is not None:
+                written[port] = memory.zero_()
+        return written
 
     def _value(self, kind: Kind, spec: BlockSpec, port: str, size: Size) -> Tensor:
         value = Value(Operation(kind, spec.name, 0, 0), port)
@@ -157,6 +208,10 @@ def _ports(kind: Kind, spec: BlockSpec) -> tuple[str, ...]:
             return ("input",)
         case _:
             return ()
+
+
+def _no_memory(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    return None
 
 
 @cache

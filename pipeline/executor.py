@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model.batching import Batch
@@ -16,12 +17,15 @@ from model.network import BlockSpec
 from model.precision import Precision
 from pipeline.batch_chunks import BatchChunks
 from pipeline.devices import Device
-from pipeline.graph import Operation, Value
+from pipeline.graph import Value
 from pipeline.plan import Plan
 from pipeline.program import Instruction, Program, Receive, compile_program
 from pipeline.shapes import value_dtype, value_shape
 from pipeline.timeline.recording import RecordedOperation
 from pipeline.transports.transport import Pending, Transport
+
+Size = tuple[int, int]
+Form = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Executor:
         self.precision = Precision(plan.precision)
         self.specs: dict[str, BlockSpec] = {spec.name: spec for spec in plan.blocks}
         self._programs: dict[bool, Program] = {}
+        self._forms: dict[tuple[str, str, str, Size], Form] = {}
 
     def run(
         self,
@@ -71,6 +76,17 @@ class Executor:
         timing = Timing(operations=[] if record else None)
         return _Run(self, self._program(training), chunks, transport, timing, completed).to_end()
 
+    def form(self, value: Value, chunks: BatchChunks) -> Form:
+        """Return shape and number format of a value, worked out once for each size of a chunk."""
+        kind, block, _, _ = value.operation
+        spec = self.specs[block]
+        size = chunks.size(spec.side, value.operation)
+        key = block, kind, value.port, size
+        if key not in self._forms:
+            shape = value_shape(value, spec, self.plan.model, *size)
+            self._forms[key] = shape, value_dtype(value, self.precision)
+        return self._forms[key]
+
     def _program(self, training: bool) -> Program:
         if training not in self._programs:
             planned = self.plan.training if training else self.plan.evaluation
@@ -79,7 +95,7 @@ class Executor:
 
 
 class _Run:
-    """One pass through a program, with the values and saved objects that live during it."""
+    """One pass through a program; values and saved objects live in it by slot."""
 
     def __init__(
         self,
@@ -94,10 +110,9 @@ class _Run:
         self._program = program
         self._chunks = chunks
         self._transport = transport
-        self._values: dict[Value, Tensor] = {}
-        self._pending: dict[Value, Pending] = {}
-        self._uses_left = dict(program.num_uses)
-        self._saved: dict[tuple[str, int, int], Any] = {}
+        self._values: dict[int, Tensor] = {}
+        self._pending: dict[int, Pending] = {}
+        self._saved: dict[int, Any] = {}
         self._timing = timing
         self._completed = completed
 
@@ -113,70 +128,64 @@ class _Run:
         return self._timing
 
     def _step(self, instruction: Instruction) -> None:
-        timing = self._timing
-        waited_s = timing.wait_s
-        for receive in instruction.post:
+        for receive in instruction.posts:
             self._post(receive)
-        inputs = {
-            port: self._gather([self._use(value) for value in producers])
-            for port, producers in instruction.inputs.items()
-        }
+        waited_s = self._await(instruction.awaited) if instruction.awaited else 0.0
+        inputs = {port: self._gather(slots) for port, slots in instruction.inputs}
+        for slot in instruction.unused:
+            del self._values[slot]
+        if instruction.sends:
+            ports = [port for port, _ in instruction.sends]
+            self._executor.device.sends(ports, self._transport.empty)
         start = time.perf_counter()
-        outputs = self._operate(instruction.operation, inputs)
+        outputs = self._operate(instruction, inputs)
         end = time.perf_counter()
+        timing = self._timing
         timing.busy_s += end - start
         if timing.operations is not None:
-            waited_s = timing.wait_s - waited_s
             timing.operations.append(RecordedOperation(instruction.operation, start, end, waited_s))
-        for send in instruction.sends:
-            tensor = outputs[send.port].contiguous()
-            self._transport.send(tensor, send.destination, send.tag)
-        for port, tensor in outputs.items():
-            value = Value(instruction.operation, port)
-            if value in self._uses_left:
-                self._values[value] = tensor
+        for port, receivers in instruction.sends:
+            self._transport.multicast(outputs[port].contiguous(), receivers)
+        for port, slot in instruction.kept:
+            self._values[slot] = outputs[port]
         if instruction.completes_gradient:
             self._completed(instruction.operation.block)
 
-    def _operate(self, operation: Operation, inputs: Tensors) -> Tensors:
+    def _operate(self, instruction: Instruction, inputs: Tensors) -> Tensors:
+        operation, slot = instruction.operation, instruction.saved
         block = self._executor.blocks[operation.block]
-        key = operation[1:]
         match operation.kind:
             case "F":
                 side = self._executor.specs[operation.block].side
                 outputs, saved = block.forward(self._chunks.get(side, operation), inputs)
                 # The loss has no gradient operations and keeps nothing.
                 if self._program.training and saved is not None:
-                    self._saved[key] = saved
+                    self._saved[slot] = saved
                 return outputs
             case "I":
-                return block.input_gradient(self._saved[key], inputs)
+                return block.input_gradient(self._saved[slot], inputs)
             case "W":
-                block.weight_gradient(self._saved.pop(key))
+                block.weight_gradient(self._saved.pop(slot))
                 return {}
 
     def _post(self, receive: Receive) -> None:
-        executor, value = self._executor, receive.value
-        spec = executor.specs[value.operation.block]
-        size = self._chunks.size(spec.side, value.operation)
-        self._pending[value] = self._transport.receive(
-            value_shape(value, spec, executor.plan.model, *size),
-            value_dtype(value, executor.precision),
-            receive.source,
-            receive.tag,
+        shape, dtype = self._executor.form(receive.value, self._chunks)
+        self._pending[receive.slot] = self._transport.receive(
+            shape, dtype, receive.source, receive.tag
         )
 
-    def _use(self, value: Value) -> Tensor:
-        """Return a value, and forget it with its last use."""
-        if value in self._pending:
-            start = time.perf_counter()
-            self._values[value] = self._pending.pop(value).wait()
-            waited_s = time.perf_counter() - start
-            self._timing.wait_s += waited_s
-            self._executor.device.waited(waited_s)
-        self._uses_left[value] -= 1
-        return self._values[value] if self._uses_left[value] else self._values.pop(value)
+    def _await(self, slots: tuple[int, ...]) -> float:
+        """Wait for values of other ranks; return how long it took in seconds."""
+        start = time.perf_counter()
+        for slot in slots:
+            self._values[slot] = self._pending.pop(slot).wait()
+        waited_s = time.perf_counter() - start
+        self._timing.wait_s += waited_s
+        self._executor.device.waited(waited_s)
+        return waited_s
 
-    def _gather(self, terms: list[Tensor]) -> Tensor:
+    def _gather(self, slots: tuple[int, ...]) -> Tensor:
         """Return what arrives at a port: one tensor, or the sum of several."""
-        return terms[0] if len(terms) == 1 else self._executor.device.add(terms)
+        if len(slots) == 1:
+            return self._values[slots[0]]
+        return self._executor.device.add([self._values[slot] for slot in slots])

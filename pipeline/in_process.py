@@ -1,4 +1,4 @@
-"""A whole pipeline in one process, a thread a rank: for tests, and for a look with a debugger."""
+"""All replicas of a pipeline in one process, a thread a rank: for tests and for debuggers."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +19,27 @@ Result = TypeVar("Result")
 
 
 class InProcessPipeline:
-    """All stages of a plan, joined inside this process."""
+    """All stages of a plan, in the order of workers, joined inside this process."""
 
     def __init__(self, plan: Plan, device: str = "cpu", timeout_s: float = 60.0) -> None:
-        transports = in_process_transports(plan.num_ranks, timeout_s)
+        groups = [
+            in_process_transports(plan.num_ranks, timeout_s) for _ in range(plan.num_replicas)
+        ]
+        sums = [
+            in_process_transports(plan.num_replicas, timeout_s, member="replica")
+            for _ in range(plan.num_ranks)
+        ]
         self.plan = plan
         self.stages = [
-            Stage(plan, rank, transport, device) for rank, transport in enumerate(transports)
+            Stage(
+                plan,
+                replica * plan.num_ranks + rank,
+                groups[replica][rank],
+                device,
+                sums[rank][replica],
+            )
+            for replica in range(plan.num_replicas)
+            for rank in range(plan.num_ranks)
         ]
 
     def train_step(self, batch: Batch, learning_rate: float, clip_norm: float | None) -> StepResult:
@@ -42,15 +56,19 @@ class InProcessPipeline:
         self.each(lambda stage: stage.accumulate(batch))
         return sum((stage.take_loss() for stage in self.stages), LossSum())
 
-    def parameters(self) -> dict[str, Parameter]:
-        """Return all pieces of all parameters by key, in the canonical order."""
-        held = {key: p for stage in self.stages for key, p in stage.parameters().items()}
+    def parameters(self, replica: int = 0) -> dict[str, Parameter]:
+        """Return all pieces of a replica's parameters by key, in the canonical order."""
+        first = replica * self.plan.num_ranks
+        stages = self.stages[first : first + self.plan.num_ranks]
+        held = {key: p for stage in stages for key, p in stage.parameters().items()}
         return {rows.key: held[rows.key] for rows in self.plan.parameter_rows}
 
-    def whole(self, tensor_of: Callable[[Parameter], Tensor]) -> dict[str, Tensor]:
-        """Return a tensor of every whole-model parameter, its pieces put together."""
+    def whole(
+        self, tensor_of: Callable[[Parameter], Tensor], replica: int = 0
+    ) -> dict[str, Tensor]:
+        """Return a tensor of every whole-model parameter, a replica's pieces put together."""
         wholes: dict[str, Tensor] = {}
-        for parameter in self.parameters().values():
+        for parameter in self.parameters(replica).values():
             rows, piece = parameter.rows, tensor_of(parameter)
             if rows.name not in wholes:
                 wholes[rows.name] = piece.new_empty(rows.shape)
@@ -58,7 +76,7 @@ class InProcessPipeline:
         return wholes
 
     def each(self, work: Callable[[Stage], Result]) -> list[Result]:
-        """Run something on every stage at once; return the results in rank order."""
+        """Run something on every stage at once; return the results in the order of workers."""
         with ThreadPoolExecutor(len(self.stages)) as threads:
             futures = [threads.submit(work, stage) for stage in self.stages]
         errors = [error for future in futures if (error := future.exception()) is not None]

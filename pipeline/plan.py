@@ -19,6 +19,7 @@ from pipeline.graph import Graph, Value, build_graph
 from pipeline.placements.placement import Placement
 from pipeline.schedules.policies import named_policy
 from pipeline.schedules.schedule import Pair, Schedule, messages, validate
+from pipeline.simulation.gradient_exchange import replica_costs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class PlannedStep:
 class Plan:
     """Model, placement and order of a run; M microbatches a batch, K time chunks a side.
 
+    All replicas follow the same order over their own shares of a batch. Worker w is rank
+    `w % num_ranks` of replica `w // num_ranks`.
+
     It is checked when it is made: PlacementError, or UserError for an unknown policy or precision
     and for counts below one. Schedules are worked out on first use, by policies that look at costs
     with `costs`, or with counts of arithmetic where there are none.
@@ -47,6 +51,7 @@ class Plan:
     precision: str = "float32"
     seed: int = 1
     costs: Costs | None = None
+    num_replicas: int = 1
 
     def __post_init__(self) -> None:
         named_policy(self.policy)
@@ -54,6 +59,7 @@ class Plan:
         for key, count in (
             ("microbatches", self.num_microbatches),
             ("time_chunks", self.num_chunks),
+            ("replicas", self.num_replicas),
         ):
             if count < 1:
                 raise UserError(f"pipeline.{key}={count} is too few; use 1 or more")
@@ -69,6 +75,11 @@ class Plan:
     def num_ranks(self) -> int:
         """The ranks of one replica."""
         return self.placement.num_ranks
+
+    @property
+    def num_workers(self) -> int:
+        """The ranks of all replicas."""
+        return self.num_ranks * self.num_replicas
 
     @cached_property
     def blocks(self) -> tuple[BlockSpec, ...]:
@@ -104,6 +115,7 @@ class Plan:
     def _planned(self, *, training: bool) -> PlannedStep:
         graph = build_graph(self.blocks, self.num_microbatches, self.num_chunks, training=training)
         costs = self.costs or arithmetic_costs(self.model, precision=self.precision)
+        costs = replica_costs(costs, self.num_replicas)
         schedule = named_policy(self.policy)(graph, self.placement, costs=costs)
         validate(schedule, graph, self.placement)
         return PlannedStep(graph, schedule, messages(schedule, graph, self.placement))

@@ -1,10 +1,10 @@
 """One rank's part of a schedule, with all its bookkeeping done beforehand.
 
-For each operation: which receives to post before it, how many later operations of this rank will
-use each value it makes, and which ranks get one. Running it then takes no search.
+Every value that the rank makes or receives has a slot, a number, and so has what a block keeps of a
+chunk. For each operation it is known which receives to post before it, which slots it reads, which
+it reads for the last time, and where its outputs go. Running it then takes no search.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,20 +15,16 @@ from pipeline.plan import PlannedStep
 # Receives are posted this many operations before they are needed, so that data moves meanwhile.
 POST_AHEAD = 8
 
+Receivers = tuple[tuple[int, int], ...]
+"""Ranks, each with a message's place among those to it: (destination, tag)."""
+
 
 class Receive(NamedTuple):
     """A value from another rank, and its place among the messages from there."""
 
+    slot: int
     value: Value
     source: int
-    tag: int
-
-
-class Send(NamedTuple):
-    """An output port that goes to another rank, and its place among the messages to there."""
-
-    port: str
-    destination: int
     tag: int
 
 
@@ -36,76 +32,110 @@ class Send(NamedTuple):
 class Instruction:
     """An operation and what is to do around it.
 
-    With the one that completes a block's gradient, nothing more of the step is added to that.
+    `saved` is the slot of what the block keeps of the chunk. Before the operation, receives are
+    posted and `awaited` slots filled. `inputs` gives the slots whose sum arrives at each port;
+    `unused` are slots that nobody reads afterwards. Outputs are sent and kept by port. With
+    `completes_gradient`, nothing more of the step is added to the block's gradient.
     """
 
     operation: Operation
-    inputs: Inputs
-    post: tuple[Receive, ...]
-    sends: tuple[Send, ...]
+    saved: int
+    posts: tuple[Receive, ...]
+    awaited: tuple[int, ...]
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    unused: tuple[int, ...]
+    sends: tuple[tuple[str, Receivers], ...]
+    kept: tuple[tuple[str, int], ...]
     completes_gradient: bool
 
 
 @dataclass(frozen=True)
 class Program:
-    """A rank's instructions, and how often this rank uses each value that it makes or receives."""
+    """A rank's instructions, in the order in which it runs them."""
 
     instructions: tuple[Instruction, ...]
-    num_uses: dict[Value, int]
     training: bool
 
 
 def compile_program(planned: PlannedStep, placement: Placement, rank: int) -> Program:
     """Work out what a rank does in a planned step."""
-    graph = planned.graph
-    operations = planned.schedule.operations[rank]
-    num_uses = Counter(value for op in operations for value in graph.values_in(op))
-    sends: dict[Operation, list[Send]] = {}
-    for (sender, receiver), values in planned.messages.items():
-        if sender == rank:
-            for tag, value in enumerate(values):
-                sends.setdefault(value.operation, []).append(Send(value.port, receiver, tag))
-    posts = _posts(planned, operations, rank)
+    graph, operations = planned.graph, planned.schedule.operations[rank]
+    first_use, last_use = _uses(graph, operations)
+    slots = {value: slot for slot, value in enumerate(first_use)}
+    saved = {key: slot for slot, key in enumerate(dict.fromkeys(op[1:] for op in operations))}
+    posts = _posts(planned, first_use, slots, rank)
+    sends = _sends(planned, rank)
+    kept: dict[Operation, list[tuple[str, int]]] = {}
+    for value, slot in slots.items():
+        kept.setdefault(value.operation, []).append((value.port, slot))
     last_weights = {op.block: index for index, op in enumerate(operations) if op.kind == "W"}
-    instructions = tuple(
-        Instruction(
-            operation,
-            graph.inputs[operation],
-            tuple(posts.get(index, ())),
-            tuple(sends.get(operation, ())),
-            last_weights.get(operation.block) == index,
+
+    def instruction(index: int, operation: Operation) -> Instruction:
+        values = dict.fromkeys(graph.values_in(operation))
+        foreign = (v for v in values if placement.rank_of[v.operation.block] != rank)
+        return Instruction(
+            operation=operation,
+            saved=saved[operation[1:]],
+            posts=tuple(posts.get(index, ())),
+            awaited=tuple(slots[value] for value in foreign if first_use[value] == index),
+            inputs=_numbered(graph.inputs[operation], slots),
+            unused=tuple(slots[value] for value in values if last_use[value] == index),
+            sends=tuple((port, tuple(to)) for port, to in sends.get(operation, {}).items()),
+            kept=tuple(kept.get(operation, ())),
+            completes_gradient=last_weights.get(operation.block) == index,
         )
-        for index, operation in enumerate(operations)
+
+    made = tuple(instruction(index, operation) for index, operation in enumerate(operations))
+    return Program(made, graph.training)
+
+
+def _uses(
+    graph: Graph, operations: tuple[Operation, ...]
+) -> tuple[dict[Value, int], dict[Value, int]]:
+    """Return at which operations, by index, each value is used first and last."""
+    first: dict[Value, int] = {}
+    last: dict[Value, int] = {}
+    for index, operation in enumerate(operations):
+        for value in graph.values_in(operation):
+            first.setdefault(value, index)
+            last[value] = index
+    return first, last
+
+
+def _numbered(inputs: Inputs, slots: dict[Value, int]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(
+        (port, tuple(slots[value] for value in producers)) for port, producers in inputs.items()
     )
-    return Program(instructions, dict(num_uses), graph.training)
 
 
 def _posts(
-    planned: PlannedStep, operations: tuple[Operation, ...], rank: int
+    planned: PlannedStep, first_use: dict[Value, int], slots: dict[Value, int], rank: int
 ) -> dict[int, list[Receive]]:
     """Return the receives to post before each operation, by its index.
 
     A receive is never posted after a later message of the same sender: the order of the posts is
     the order of the sends.
     """
-    first_use = _first_uses(planned.graph, operations)
     posts: dict[int, list[Receive]] = {}
     for (sender, receiver), values in planned.messages.items():
         if receiver != rank:
             continue
-        due = len(operations)
+        due = first_use[values[-1]]
         dated: list[tuple[int, Receive]] = []
         for tag, value in reversed(list(enumerate(values))):
             due = min(due, first_use[value])
-            dated.append((max(0, due - POST_AHEAD), Receive(value, sender, tag)))
+            dated.append((max(0, due - POST_AHEAD), Receive(slots[value], value, sender, tag)))
         for index, receive in reversed(dated):
             posts.setdefault(index, []).append(receive)
     return posts
 
 
-def _first_uses(graph: Graph, operations: tuple[Operation, ...]) -> dict[Value, int]:
-    first: dict[Value, int] = {}
-    for index, operation in enumerate(operations):
-        for value in graph.values_in(operation):
-            first.setdefault(value, index)
-    return first
+def _sends(planned: PlannedStep, rank: int) -> dict[Operation, dict[str, list[tuple[int, int]]]]:
+    """Return who gets each operation's outputs, by port."""
+    sends: dict[Operation, dict[str, list[tuple[int, int]]]] = {}
+    for (sender, receiver), values in planned.messages.items():
+        if sender == rank:
+            for tag, value in enumerate(values):
+                ports = sends.setdefault(value.operation, {})
+                ports.setdefault(value.port, []).append((receiver, tag))
+    return sends

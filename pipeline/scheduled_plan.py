@@ -24,8 +24,10 @@ class ScheduledPlan(Plan):
         return PlannedStep(graph, schedule, messages(schedule, graph, self.placement))
 
 
-def plan_from_file(path: Path, model: ModelConfig, *, precision: str, seed: int) -> ScheduledPlan:
-    """Read a schedule file and check that it runs a model.
+def plan_from_file(
+    path: Path, model: ModelConfig, *, precision: str, seed: int, num_replicas: int = 1
+) -> ScheduledPlan:
+    """Read a schedule file and check that it runs a model; every replica follows it.
 
     Raises PlacementError or ScheduleError.
     """
@@ -40,5 +42,6 @@ def plan_from_file(path: Path, model: ModelConfig, *, precision: str, seed: int)
         num_chunks=saved.num_chunks,
         precision=precision,
         seed=seed,
+        num_replicas=num_replicas,
         order=saved.schedule,
     )

@@ -1,11 +1,12 @@
 """One rank's part of the training: its blocks, and the step that they take together.
 
 A step is two things: `accumulate` runs the schedule, and `update` applies the paper's rule with the
-norm over all parameters of all ranks. Every rank calls both with the same arguments.
+norm over all parameters of all ranks. Every rank calls both with the same arguments. Each replica
+runs its own share of a batch, and all make the same update, with the sum of their gradients.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +21,20 @@ from model.parameter import Parameter
 from model.softmax import Loss, LossSum
 from pipeline.emulation import make_device
 from pipeline.executor import Executor, Timing
+from pipeline.gradient_sum import make_gradient_sum
 from pipeline.plan import Plan
 from pipeline.timeline.recording import RankRecord
-from pipeline.transports.transport import Transport
+from pipeline.transports.transport import SumTransport, Transport
 
 
 @dataclass(frozen=True)
 class StageResult:
     """What a rank has to say about a step.
 
-    `loss` is zero except on the rank of the loss block; the sum over ranks is the batch's loss.
-    `gradient_norm` is that of all ranks' gradients per sentence before clipping, the same on all of
-    them, and 0 after an evaluation. `busy_s` is the time in operations of blocks, `wait_s` that
-    blocked on other ranks, `step_s` all of the step; on CUDA they are the host's times.
+    `loss` is zero except on the rank of the loss block; the sum over ranks and replicas is the
+    batch's loss. `gradient_norm` is that of the whole gradient per sentence before clipping, the
+    same on all ranks, and 0 after an evaluation. `busy_s` is the time in operations of blocks,
+    `wait_s` that blocked on other ranks, `step_s` all of the step; on CUDA they are the host's.
     `bytes_sent` counts the tensors sent to other ranks. `record` is there if it was asked for.
     """
 
@@ -46,19 +48,26 @@ class StageResult:
 
 
 class Stage:
-    """The blocks of one rank of a plan, on one device, joined to the others by `transport`.
+    """The blocks of one worker of a plan, on one device.
 
-    A living stage gets a new transport after a failure by assignment. On any error but
-    NonFiniteGradientError, which all ranks raise alike, the transport is closed, since no rank must
-    wait for this one. After any error the gradients are gone, and the parameters are as before the
-    step, except where TransportError came while other ranks had finished: then go back to a
-    checkpoint.
+    `transport` joins the ranks of its replica; `replicas` joins the workers of the same rank, one a
+    replica in their order, and is None where there is one replica only. On any error but
+    NonFiniteGradientError, which all ranks raise alike, both are closed, since no rank must wait
+    for this one; `join` gives new ones. After any error the gradients are gone, and the parameters
+    are as before the step, except where TransportError came while other ranks had finished: then
+    go back to a checkpoint.
     """
 
-    def __init__(self, plan: Plan, rank: int, transport: Transport, device: str = "cpu") -> None:
-        assert (transport.rank, transport.num_ranks) == (rank, plan.num_ranks)
+    def __init__(
+        self,
+        plan: Plan,
+        worker: int,
+        transport: Transport,
+        device: str = "cpu",
+        replicas: SumTransport | None = None,
+    ) -> None:
+        self.replica, rank = divmod(worker, plan.num_ranks)
         self.plan, self.rank = plan, rank
-        self.transport = transport
         made = make_device(plan, device)
         self.blocks: dict[str, Block[Any]] = {
             spec.name: made.build_block(spec) for spec in plan.blocks_of(rank)
@@ -66,13 +75,23 @@ class Stage:
         held = {p.rows: p for block in self.blocks.values() for p in block.parameters}
         self._parameters = {rows.key: held[rows] for rows in plan.parameter_rows if rows in held}
         self._executor = Executor(plan, rank, self.blocks, made)
+        self._device = device
+        self.join(transport, replicas)
+
+    def join(self, transport: Transport, replicas: SumTransport | None = None) -> None:
+        """Use these transports from now on."""
+        assert (transport.rank, transport.num_ranks) == (self.rank, self.plan.num_ranks)
+        assert replicas is None or replicas.rank == self.replica
+        self.transport = transport
+        self._transports = [transport] if replicas is None else [transport, replicas]
+        self._sum = make_gradient_sum(self.plan, self._device, self.blocks, replicas)
 
     def parameters(self) -> dict[str, Parameter]:
         """Return the pieces of parameters that this rank owns, by key, in the canonical order."""
         return dict(self._parameters)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Return the dense gradients summed since the last update, by key."""
+        """Return the dense gradients of this replica summed since the last update, by key."""
         return {key: parameter.gradient() for key, parameter in self._parameters.items()}
 
     def train_step(
@@ -83,29 +102,29 @@ class Stage:
         *,
         record: bool = False,
     ) -> StageResult:
-        """Make one update; with `record` the result tells when every operation ran.
+        """Make one update with the whole batch; each block is summed over replicas beside the rest.
 
-        Raises NonFiniteGradientError, on all ranks and before anything is changed, or
-        TransportError.
+        With `record` the result tells when every operation ran. Raises NonFiniteGradientError, on
+        all ranks and before anything is changed, or TransportError.
         """
-        start, bytes_before = time.perf_counter(), self.transport.bytes_sent
-        timing = self.accumulate(batch, record=record)
+        start, bytes_before = time.perf_counter(), self._bytes_sent
+        timing = self._run_training(batch, self._complete, record=record)
         norm = self.update(batch.num_sentences, learning_rate, clip_norm, timing)
         return self._result(norm, timing, start, bytes_before)
 
     def evaluate(self, batch: Batch) -> StageResult:
         """Compute the loss of a batch, without gradients. Raises TransportError."""
-        start, bytes_before = time.perf_counter(), self.transport.bytes_sent
+        start, bytes_before = time.perf_counter(), self._bytes_sent
         with self._released_on_error():
-            timing = self._executor.run(batch, self.transport, training=False)
+            timing = self._executor.run(self._share(batch), self.transport, training=False)
         return self._result(0.0, timing, start, bytes_before)
 
     def accumulate(self, batch: Batch, *, record: bool = False) -> Timing:
-        """Run the schedule: add a batch's gradients to those of the parameters."""
-        with self._released_on_error():
-            return self._executor.run(
-                batch, self.transport, training=True, record=record, completed=self._settle
-            )
+        """Run the schedule: add a batch's gradients to those of the parameters.
+
+        Others may follow before `update`, so the sum over replicas waits for that.
+        """
+        return self._run_training(batch, self._settle, record=record)
 
     def update(
         self,
@@ -116,10 +135,14 @@ class Stage:
     ) -> float:
         """Apply and forget the gradients; return their norm per sentence before clipping.
 
-        The wait for other ranks is added to `timing`.
+        `num_sentences` counts those of all replicas. The wait for other ranks is added to `timing`.
         """
+        timing = timing or Timing()
         with self._released_on_error():
-            norms = self._squared_norms(timing or Timing())
+            start = time.perf_counter()
+            self._sum.finish()
+            timing.wait_s += time.perf_counter() - start
+            norms = self._squared_norms(timing)
             scale = gradient_scale(norms, num_sentences, clip_norm)
             for parameter in self._parameters.values():
                 parameter.descend(learning_rate * scale.factor)
@@ -129,6 +152,33 @@ class Stage:
         """Return the loss summed since the last call; zero on a rank without the loss block."""
         loss = self.blocks.get("loss")
         return loss.take() if isinstance(loss, Loss) else LossSum()
+
+    def _run_training(
+        self, batch: Batch, completed: Callable[[str], None], *, record: bool
+    ) -> Timing:
+        with self._released_on_error():
+            self._sum.begin(batch)
+            return self._executor.run(
+                self._share(batch),
+                self.transport,
+                training=True,
+                record=record,
+                completed=completed,
+            )
+
+    def _share(self, batch: Batch) -> Batch:
+        """Return this replica's sentences of a batch."""
+        if self.plan.num_replicas == 1:
+            return batch
+        return batch.share(self.replica, self.plan.num_replicas)
+
+    @property
+    def _bytes_sent(self) -> int:
+        return sum(transport.bytes_sent for transport in self._transports)
+
+    def _complete(self, block: str) -> None:
+        self._settle(block)
+        self._sum.start(block)
 
     def _settle(self, block: str) -> None:
         for parameter in self.blocks[block].parameters:
@@ -158,7 +208,7 @@ class Stage:
             busy_s=timing.busy_s,
             wait_s=timing.wait_s,
             step_s=end - start,
-            bytes_sent=self.transport.bytes_sent - bytes_before,
+            bytes_sent=self._bytes_sent - bytes_before,
             record=_record(timing, end),
         )
 
@@ -170,8 +220,10 @@ class Stage:
             for parameter in self._parameters.values():
                 parameter.clear_gradient()
             self.take_loss()
+            self._sum.abandon()
             if not isinstance(error, NonFiniteGradientError):
-                self.transport.close()
+                for transport in self._transports:
+                    transport.close()
             raise
 
 

@@ -42,6 +42,13 @@ def pipeline(
         float | None,
         typer.Option(min=0.001, help="Rate that the schedules count with; by default no limit."),
     ] = None,
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory/--no-shared-memory",
+            help="Hand tensors over in shared memory, or over the loopback network.",
+        ),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Run every named placement on emulated devices, and compare with the simulation.
@@ -61,6 +68,7 @@ def pipeline(
         time_scale=time_scale,
         link=Link(link_latency_us * 1e-6, rate),
         num_steps=steps,
+        shared_memory=shared_memory,
     )
     if config is not None:
         settings = _with_config(settings, config)
@@ -108,6 +116,7 @@ def _result(
         "emulated": True,
         "one_device_step_s": settings.one_device_step_s,
         "time_scale": settings.time_scale,
+        "shared_memory": settings.shared_memory,
         "paper_speedup": PAPER_SPEEDUP,
         "machine": machine,
         "placements": [
@@ -138,6 +147,7 @@ def _lines(settings: "BenchSettings", machine: str, measured: list["Measurement"
     rate = f"{settings.one_device_step_s / scale:.3g} s a step on one device"
     if scale != 1.0:
         rate += f" (the paper's {settings.one_device_step_s:g} s scaled down {scale:g} times)"
+    ways = "in shared memory" if settings.shared_memory else "over the loopback network"
     header = (
         f"{'placement':<14} {'policy':<17} {'M':>3} {'K':>3} {'backward':<8} "
         f"{'measured':>8} {'simulated':>9} {'ratio':>6} {'MB sent':>8}"
@@ -145,7 +155,7 @@ def _lines(settings: "BenchSettings", machine: str, measured: list["Measurement"
     return [
         f"{settings.num_devices} emulated devices: real processes, schedules and messages, and",
         f"waits in the place of arithmetic; {rate}",
-        f"({machine}; simulated with free links)",
+        f"({machine}; messages {ways}; simulated with free links)",
         "",
         header,
         *(_row(found) for found in measured),

@@ -22,7 +22,8 @@ Devices = Annotated[
         min=1,
         max=1024,
         show_default=False,
-        help="Devices, one for each rank. Default: as many as the configuration's layout has.",
+        help="Devices, one for each rank of each replica. Default: as many as the configuration's "
+        "layout has.",
     ),
 ]
 CostsOption = Annotated[
@@ -137,14 +138,29 @@ def _link(options: CostOptions) -> "Link":
     return Link((options.link_latency_us or 0.0) * 1e-6, rate)
 
 
-def device_overrides(overrides: Sequence[str] | None, devices: int | None) -> list[str]:
-    """Return overrides for a number of devices, cut as it is best where nothing else is said."""
+def device_overrides(
+    overrides: Sequence[str] | None, devices: int | None, replicas: int | None = None
+) -> list[str]:
+    """Return overrides for a number of devices, cut as it is best where nothing else is said.
+
+    Replicas share the devices; with devices and no replicas given there is one. Raises UserError if
+    they cannot be shared evenly.
+    """
     given = list(overrides or ())
+    named = [one.partition("=")[2] for one in given if one.startswith("pipeline.replicas=")]
+    if replicas is None and named and named[-1].isdigit():
+        replicas = int(named[-1])
     if devices is None:
-        return given
+        return given if replicas is None else [*given, f"pipeline.replicas={replicas}"]
+    count = replicas or 1
+    if devices % count:
+        raise UserError(
+            f"--devices={devices} cannot be shared evenly by {count} replicas; use a multiple of "
+            f"{count} devices, or other replicas"
+        )
     said = any(override.startswith("pipeline.layer_ranks=") for override in given)
     cut = [] if said else ["pipeline.layer_ranks=null"]
-    return [*given, f"pipeline.ranks={devices}", *cut]
+    return [*given, f"pipeline.ranks={devices // count}", f"pipeline.replicas={count}", *cut]
 
 
 def is_relative(costs: "Costs", options: CostOptions) -> bool:

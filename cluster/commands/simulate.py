@@ -37,6 +37,16 @@ def simulate(
             show_default=False, help="Which device owns what. Default: pipeline.placement."
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            show_default=False,
+            help="Complete models that share the devices and the sentences of a batch. Default: "
+            "pipeline.replicas, or 1 with --devices.",
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(show_default=False, help="How orders are chosen. Default: pipeline.policy."),
@@ -57,6 +67,20 @@ def simulate(
     device_tflops: DeviceRate = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Also draw the step, time from left to right.")
+    ] = False,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            "--draw", metavar="FILE.svg", show_default=False, help="Draw it as a picture."
+        ),
+    ] = None,
+    fused: Annotated[
+        bool,
+        typer.Option(
+            "--fused",
+            help="Devices that hand on an input gradient only after the weight gradient, which "
+            "is what a backward pass in one piece does.",
+        ),
     ] = False,
     save_schedule: Annotated[
         Path | None,
@@ -82,20 +106,31 @@ def simulate(
         "time_chunks": time_chunks,
     }
     given = [f"pipeline.{key}={value}" for key, value in settings.items() if value is not None]
-    config = load_config(config_file, [*device_overrides(overrides, devices), *given])
+    config = load_config(config_file, [*device_overrides(overrides, devices, replicas), *given])
     from cluster.layout import plan_of
     from pipeline.schedules.file import SavedSchedule
     from pipeline.schedules.file import save_schedule as write_schedule
     from pipeline.schedules.grid import draw_letters
     from pipeline.simulation.simulator import simulate as run_simulation
+    from pipeline.timeline.drawing import draw_simulation, write_picture
 
     with reserved_stdout() as stdout:
         sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
         model = config.model_config_for(*sizes)
         known = costs_of(options, config, model)
+        known = known.fused() if fused else known
         plan = plan_of(config, model, costs=known)
         planned = plan.training
-        simulation = run_simulation(planned.schedule, planned.graph, plan.placement, known)
+        simulation = run_simulation(
+            planned.schedule,
+            planned.graph,
+            plan.placement,
+            known,
+            num_replicas=plan.num_replicas,
+        )
+        if draw is not None:
+            picture = draw_simulation(plan, simulation, relative=is_relative(known, options))
+            write_picture(draw, picture)
         if save_schedule is not None:
             cuts = plan.num_microbatches, plan.num_chunks
             saved = SavedSchedule(planned.schedule, plan.placement, *cuts, plan.policy)
@@ -111,6 +146,9 @@ def simulate(
             draw_letters(simulation),
             "F forward, I and W gradients of inputs and weights",
         ]
+    if draw is not None:
+        result["picture"] = str(draw)
+        lines.append(f"picture: {draw}")
     if save_schedule is not None:
         result["schedule_file"] = str(save_schedule)
         lines.append(f"train with it: training.schedule={save_schedule}")
@@ -118,7 +156,7 @@ def simulate(
 
 
 def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
-    from pipeline.planning.reasons import describe_rank
+    from pipeline.placements.description import describe_rank
 
     step_s = simulation.step_seconds
     return {
@@ -126,14 +164,16 @@ def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
         "policy": plan.policy,
         "microbatches": plan.num_microbatches,
         "time_chunks": plan.num_chunks,
-        "devices": plan.num_ranks,
+        "devices": simulation.num_devices,
+        "replicas": simulation.num_replicas,
         "speedup": simulation.speedup,
         "efficiency": simulation.efficiency,
         "bubble_fraction": simulation.bubble_fraction,
         "step_seconds": step_s,
+        "exposed_exchange_seconds": simulation.exchange_s,
         "one_device_seconds": simulation.one_device_s,
         "peak_memory_bytes": max(simulation.peak_memory_bytes),
-        "bytes_sent": sum(simulation.bytes_sent),
+        "bytes_sent": sum(simulation.bytes_sent) * simulation.num_replicas,
         "ranks": [
             {
                 "rank": rank,
@@ -152,7 +192,7 @@ def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
 
 def _lines(plan: "Plan", simulation: "Simulation", unit: str) -> list[str]:
     from cluster.layout import layout_words
-    from pipeline.planning.reasons import describe_rank
+    from pipeline.placements.description import describe_rank
 
     step_s = simulation.step_seconds
     time = f"{step_s:.4g} steps of one device" if unit != "second" else f"{step_s:.4g} s"
@@ -160,6 +200,7 @@ def _lines(plan: "Plan", simulation: "Simulation", unit: str) -> list[str]:
         layout_words(plan),
         f"speedup {simulation.speedup:.3f} over one device, efficiency "
         f"{simulation.efficiency:.1%}, bubble {simulation.bubble_fraction:.1%}, step {time}",
+        *_replica_lines(simulation),
         "",
         f"{'rank':>4}  {'busy':>6}  {'idle':>6}  {'memory':>9}  {'sends':>9}  owns",
     ]
@@ -171,3 +212,14 @@ def _lines(plan: "Plan", simulation: "Simulation", unit: str) -> list[str]:
             f"{simulation.bytes_sent[rank] / 1e9:>6.3f} GB  {describe_rank(plan.placement, rank)}"
         )
     return [*lines, ""]
+
+
+def _replica_lines(simulation: "Simulation") -> list[str]:
+    """Say what replicas cost; the ranks of the table are those of one."""
+    if simulation.num_replicas == 1:
+        return []
+    share = simulation.exchange_s / simulation.step_seconds if simulation.step_seconds else 0.0
+    return [
+        f"{simulation.num_replicas} replicas on {simulation.num_devices} devices; {share:.1%} of "
+        "the step is left for the sums of their gradients when the work is done; one replica:"
+    ]

@@ -212,13 +212,18 @@ def show_config(
 ) -> None:
     """Check a configuration and print all of it, defaults and overrides resolved.
 
-    Adds the number of weights (biases not counted, as in the paper) and of ranks.
+    Adds the number of weights (biases not counted, as in the paper), of ranks of a replica, and of
+    workers, which are the ranks of all replicas.
 
     Example:  baton config show configs/paper.yaml model.num_layers=8
     """
     with reserved_stdout() as stdout:
         config = load_config(config_file, overrides)
-        counts = {"num_parameters": config.num_parameters, "num_ranks": config.num_ranks}
+        counts = {
+            "num_parameters": config.num_parameters,
+            "num_ranks": config.num_ranks,
+            "num_workers": config.num_workers,
+        }
     comments = [f"# {name}: {value:,}" for name, value in counts.items()]
     print_result(
         stdout,

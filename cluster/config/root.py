@@ -71,18 +71,30 @@ class Config(Section):
     def _layout_problems(self) -> Iterator[str]:
         if self.training.schedule is None:
             yield from self._placement_problems()
-        if self.pipeline.microbatches > self.training.batch_size:
-            yield (
-                f"pipeline.microbatches={self.pipeline.microbatches} is more than the "
-                f"training.batch_size={self.training.batch_size} sentences of a batch; "
-                "lower it or raise training.batch_size"
-            )
+        yield from self._batch_problems()
         num_positions = self.corpus.max_length + 1
         if self.pipeline.time_chunks > num_positions:
             yield (
                 f"pipeline.time_chunks={self.pipeline.time_chunks} is more than the {num_positions}"
                 f" positions of the longest sentence (corpus.max_length={self.corpus.max_length} "
                 "and </s>); lower it"
+            )
+
+    def _batch_problems(self) -> Iterator[str]:
+        replicas, microbatches = self.pipeline.replicas, self.pipeline.microbatches
+        num_sentences = self.training.batch_size
+        if replicas > num_sentences:
+            yield (
+                f"pipeline.replicas={replicas} is more than the training.batch_size="
+                f"{num_sentences} sentences of a batch, which the replicas share; lower it or "
+                "raise training.batch_size"
+            )
+        elif microbatches > -(-num_sentences // replicas):
+            share = f" for each of pipeline.replicas={replicas}" if replicas > 1 else ""
+            yield (
+                f"pipeline.microbatches={microbatches}{share} is more than the "
+                f"training.batch_size={num_sentences} sentences of a batch; "
+                "lower it or raise training.batch_size"
             )
 
     def _placement_problems(self) -> Iterator[str]:
@@ -138,7 +150,7 @@ class Config(Section):
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the pipeline, so also devices.
+        """Ranks of one replica, unless the planner shall choose: see `num_workers`.
 
         Reads the file of the schedule or of the placement, if one is named: raises UserError.
         """
@@ -151,6 +163,11 @@ class Config(Section):
         if self.pipeline.placement != "single" and self.pipeline.ranks is not None:
             return self.pipeline.ranks
         return self.num_layer_ranks + self.num_softmax_ranks
+
+    @property
+    def num_workers(self) -> int:
+        """Ranks of all replicas, so also devices; raises UserError as `num_ranks` does."""
+        return self.num_ranks * self.pipeline.replicas
 
     @property
     def num_parameters(self) -> int:

@@ -112,8 +112,16 @@ class PipelineConfig(Section):
         default=None,
         ge=1,
         le=10_000,
-        description="Ranks of the whole pipeline, for every placement but single and a file; null: "
-        "layer_ranks and softmax_ranks together",
+        description="Ranks of a replica, for every placement but single and a file; null: "
+        "layer_ranks and softmax_ranks together; with auto, the planner shares out ranks times "
+        "replicas",
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="Copies of the pipeline that share each batch's sentences and sum their "
+        "gradients, so that results do not depend on their number; with auto the planner chooses",
     )
     layer_ranks: int | None = Field(
         default=None,
@@ -145,7 +153,8 @@ class PipelineConfig(Section):
     )
     timeline: bool = Field(
         default=False,
-        description="Record when every operation of a few steps ran, and draw it at the run's end",
+        description="Record when every operation of a few steps ran, and draw it at the run's end; "
+        "of several replicas only the first",
     )
     timeline_steps: int = Field(
         default=3, ge=1, le=100, description="Steps that are recorded, after five to warm up"
@@ -192,6 +201,11 @@ class ClusterConfig(Section):
         ge=0.1,
         le=1_000_000,
         description="Seconds after which a rank that waits for another gives up",
+    )
+    shared_memory: bool = Field(
+        default=True,
+        description="Ranks of one machine hand tensors over in shared memory; false: everything "
+        "goes over the network",
     )
 
     @field_validator("cpus_per_rank")

@@ -14,6 +14,7 @@ def run_facts(plan: Plan, corpus: PreparedCorpus, steps_per_epoch: int) -> dict[
     return {
         "num_parameters": model.num_parameters(),
         "num_ranks": plan.num_ranks,
+        "num_replicas": plan.num_replicas,
         "source_vocabulary_size": model.source_vocabulary_size,
         "target_vocabulary_size": model.target_vocabulary_size,
         "steps_per_epoch": steps_per_epoch,
@@ -25,8 +26,9 @@ def run_facts(plan: Plan, corpus: PreparedCorpus, steps_per_epoch: int) -> dict[
 def describe(config: Config, plan: Plan) -> str:
     """Say in a line what is trained, and how, for whoever looks through many runs."""
     model = plan.model
+    emulated = "emulated, nothing is learnt: " if config.cluster.device == "emulated" else ""
     return (
-        f"{model.num_layers} layers of {model.hidden_size:,} cells, "
+        f"{emulated}{model.num_layers} layers of {model.hidden_size:,} cells, "
         f"{model.num_parameters():,} weights, on {layout_words(plan)}; "
         f"corpus {config.corpus.directory}"
     )

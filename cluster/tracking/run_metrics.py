@@ -4,7 +4,6 @@ Metrics are averages over the steps since they were last taken: losses are summe
 times are added. Names have one slash, which is what MLflow's charts are grouped by.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from model.softmax import LossSum
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """One step over all ranks, numbered from 1.
+    """One step over the ranks of all replicas, numbered from 1.
 
-    `step_s` is the time of the slowest rank; `busy_s[r]` the part of its time in which rank r
-    computed, `wait_s[r]` that in which it waited for other ranks; `bytes_sent` what all ranks sent
-    to each other.
+    `step_s` is the time of the slowest one; `busy_s[w]` the part of its time in which worker w
+    computed, which is rank w where there is one replica, and `wait_s[w]` that in which it waited
+    for others; `bytes_sent` is what all of them sent to each other.
     """
 
     step: int
@@ -106,19 +105,11 @@ class RunMetrics:
         loss = sum((outcome.loss for outcome in outcomes), LossSum())
         return {
             "train/loss": loss.mean,
-            "train/perplexity": perplexity(loss),
+            "train/perplexity": loss.perplexity,
             "train/grad_norm": sum(o.gradient_norm for o in outcomes) / len(outcomes),
             "train/learning_rate": inputs[-1].learning_rate,
             "train/epoch": outcomes[-1].step / self.steps_per_epoch,
         }
-
-
-def perplexity(loss: LossSum) -> float:
-    """Return e to the mean loss a target word; infinite where a float cannot hold it."""
-    try:
-        return math.exp(loss.mean)
-    except OverflowError:
-        return math.inf
 
 
 def _throughput(inputs: Sequence[StepInput], elapsed_s: float) -> dict[str, float]:

@@ -142,19 +142,6 @@ class Tracker:
         """Queue a text as the artifact file `artifact_path`."""
         self._deliver(artifact_path, partial(self._client.log_text, self.run_id, text))
 
-    def log_file(self, path: Path, artifact_dir: str | None = None) -> None:
-        """Queue a local file as an artifact; it is read when it is sent, so it must stay.
-
-        Raises FileNotFoundError: there is no such file now.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(path)
-
-        def send(_: str) -> None:
-            self._client.log_artifact(self.run_id, str(path), artifact_dir)
-
-        self._deliver(f"{artifact_dir}/{path.name}" if artifact_dir else path.name, send)
-
     def log_table(self, artifact_path: str, columns: Mapping[str, Sequence[Scalar]]) -> None:
         """Queue a table, which the UI shows and compares by run.
 

@@ -1,17 +1,27 @@
 """Predicts a step: when every operation of a schedule starts and ends, given what things cost.
 
 Each rank runs its list in order, and an operation starts when the rank is free and its messages are
-there. Sends cost the rank no time. Nothing else happens between two operations, so what a real run
-takes beyond this is orchestration.
+there. Sends cost the rank no time. With replicas, all run the same lists, and a block's gradient is
+summed over them from the end of its last W on, beside the operations that are left. Nothing else
+happens between two operations, so what a real run takes beyond this is orchestration.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pipeline.costs.operation_costs import Costs
+from model.network import BlockSpec
+from pipeline.costs.operation_costs import Costs, Link
 from pipeline.graph import Graph, Operation
 from pipeline.placements.placement import Placement
 from pipeline.schedules.schedule import Schedule
+from pipeline.simulation.gradient_exchange import (
+    TimedExchange,
+    exchange_bytes,
+    exchange_memory_bytes,
+    replica_costs,
+    time_exchanges,
+)
 from pipeline.simulation.memory import peak_memory_bytes
 from pipeline.simulation.timed_graph import TimedGraph, Wires, time_graph
 
@@ -29,24 +39,44 @@ class TimedOperation:
 class Simulation:
     """The predicted step: the timeline of every rank, and what follows from it.
 
-    `one_device_s` is the time of the same training step on one device, `peak_memory_bytes` what a
-    rank holds at most (see `pipeline.simulation.memory`), `bytes_sent` counts each rank's messages.
+    `timeline` is that of the replica with the largest share of the batch, `exchanges` its sums of
+    gradients over replicas, by rank. `one_device_s` is the time of the same training step on one
+    device, `peak_memory_bytes` what a rank holds at most (see `pipeline.simulation.memory`),
+    `bytes_sent` counts each rank's messages and its part in the sums.
     """
 
     timeline: tuple[tuple[TimedOperation, ...], ...]
     one_device_s: float
     peak_memory_bytes: tuple[int, ...]
     bytes_sent: tuple[int, ...]
+    num_replicas: int = 1
+    exchanges: tuple[tuple[TimedExchange, ...], ...] = ()
 
     @property
     def num_ranks(self) -> int:
         """The ranks of one replica."""
         return len(self.timeline)
 
+    @property
+    def num_devices(self) -> int:
+        """The ranks of all replicas."""
+        return self.num_ranks * self.num_replicas
+
     @cached_property
-    def step_seconds(self) -> float:
+    def compute_s(self) -> float:
         """The end of the last operation."""
         return max((timed.end_s for rank in self.timeline for timed in rank), default=0.0)
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """The end of the last operation, or of the last sum over replicas if that is later."""
+        ends = (exchange.end_s for rank in self.exchanges for exchange in rank)
+        return max(self.compute_s, max(ends, default=0.0))
+
+    @property
+    def exchange_s(self) -> float:
+        """The exposed part of the sums over replicas: what they add to the step."""
+        return self.step_seconds - self.compute_s
 
     @property
     def speedup(self) -> float:
@@ -55,8 +85,8 @@ class Simulation:
 
     @property
     def efficiency(self) -> float:
-        """The speedup for each rank."""
-        return self.speedup / self.num_ranks
+        """The speedup for each device."""
+        return self.speedup / self.num_devices
 
     @cached_property
     def busy_s(self) -> tuple[float, ...]:
@@ -75,35 +105,115 @@ class Simulation:
         return sum(self.idle_s) / total if total else 0.0
 
 
-def simulate(schedule: Schedule, graph: Graph, placement: Placement, costs: Costs) -> Simulation:
-    """Run a valid schedule in simulated time."""
-    timed = time_graph(graph, placement, costs)
-    order = [[graph.numbered.number[op] for op in rank] for rank in schedule.operations]
-    starts = start_times(timed, order)
+def simulate(
+    schedule: Schedule,
+    graph: Graph,
+    placement: Placement,
+    costs: Costs,
+    *,
+    num_replicas: int = 1,
+) -> Simulation:
+    """Run a valid schedule in simulated time, on the largest share of the batch.
+
+    `costs` are those of the whole batch, whatever the number of replicas.
+    """
+    share = replica_costs(costs, num_replicas)
+    times = step_times(schedule, graph, placement, share, num_replicas)
+    return simulation_of(times, schedule, graph, placement, costs, num_replicas)
+
+
+def simulation_of(
+    times: "StepTimes",
+    schedule: Schedule,
+    graph: Graph,
+    placement: Placement,
+    costs: Costs,
+    num_replicas: int,
+) -> Simulation:
+    """Return what follows from the times of a step; `costs` are those of the whole batch."""
+    share = replica_costs(costs, num_replicas)
+    peaks = list(peak_memory_bytes(schedule, graph, placement, share))
+    sent = bytes_sent(times.timed)
+    for spec in graph.blocks if graph.training else ():
+        rank = placement.rank_of[spec.name]
+        peaks[rank] += exchange_memory_bytes(spec, share, num_replicas)
+        sent[rank] += exchange_bytes(spec, share, num_replicas)
     return Simulation(
-        timeline=tuple(
-            tuple(
-                TimedOperation(
-                    timed.numbered.operations[index],
-                    starts[index],
-                    starts[index] + timed.seconds[index],
-                )
-                for index in rank
-            )
-            for rank in order
-        ),
+        timeline=times.timeline(),
         one_device_s=costs.one_device_s(),
-        peak_memory_bytes=peak_memory_bytes(schedule, graph, placement, costs),
-        bytes_sent=bytes_sent(timed),
+        peak_memory_bytes=tuple(peaks),
+        bytes_sent=tuple(sent),
+        num_replicas=num_replicas,
+        exchanges=times.exchanges,
     )
 
 
-def bytes_sent(timed: TimedGraph) -> tuple[int, ...]:
-    """Return the bytes that each rank sends in a step, in any order of its operations."""
+@dataclass(frozen=True)
+class StepTimes:
+    """When things happen in a step: each rank's operation numbers in order, their starts, sums."""
+
+    timed: TimedGraph
+    order: list[list[int]]
+    starts: list[float]
+    exchanges: tuple[tuple[TimedExchange, ...], ...]
+
+    @property
+    def step_s(self) -> float:
+        """The end of the last operation or sum."""
+        compute_s = max(map(sum, zip(self.starts, self.timed.seconds, strict=True)), default=0.0)
+        return max([compute_s, *(rank[-1].end_s for rank in self.exchanges if rank)])
+
+    def end_on_free_link_s(self) -> float:
+        """Return when the last operation would end if messages took no time."""
+        starts = start_times(replace(self.timed, link=Link()), self.order)
+        return max(map(sum, zip(starts, self.timed.seconds, strict=True)), default=0.0)
+
+    def timeline(self) -> tuple[tuple[TimedOperation, ...], ...]:
+        """Return each rank's operations with their starts and ends."""
+        return tuple(tuple(self._timed_operation(index) for index in rank) for rank in self.order)
+
+    def _timed_operation(self, index: int) -> TimedOperation:
+        start_s = self.starts[index]
+        operation = self.timed.numbered.operations[index]
+        return TimedOperation(operation, start_s, start_s + self.timed.seconds[index])
+
+
+def step_times(
+    schedule: Schedule, graph: Graph, placement: Placement, costs: Costs, num_replicas: int = 1
+) -> StepTimes:
+    """Return the times of a step; `costs` are those of one replica.
+
+    This is the part of `simulate` that a search over many layouts needs.
+    """
+    timed = time_graph(graph, placement, costs)
+    number = graph.numbered.number
+    order = [[number[operation] for operation in rank] for rank in schedule.operations]
+    starts = start_times(timed, order)
+    exchanges = tuple(
+        time_exchanges(_completed(timed, rank, starts, graph), costs, num_replicas)
+        for rank in (order if num_replicas > 1 else ())
+    )
+    return StepTimes(timed, order, starts, exchanges)
+
+
+def _completed(
+    timed: TimedGraph, order: Sequence[int], starts: Sequence[float], graph: Graph
+) -> list[tuple[BlockSpec, float]]:
+    """Return a rank's blocks with the ends of their last W, in that order."""
+    ends: dict[str, float] = {}
+    for index in reversed(order):
+        operation = timed.numbered.operations[index]
+        if operation.kind == "W":
+            ends.setdefault(operation.block, starts[index] + timed.seconds[index])
+    return [(graph.spec_of[block], end_s) for block, end_s in reversed(ends.items())]
+
+
+def bytes_sent(timed: TimedGraph) -> list[int]:
+    """Return the bytes of each rank's messages in a step, in any order of its operations."""
     totals = [0] * timed.num_ranks
     for rank, sends in zip(timed.rank, timed.sends, strict=True):
         totals[rank] += sum(sends.values())
-    return tuple(totals)
+    return totals
 
 
 def start_times(timed: TimedGraph, order: list[list[int]]) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.graph import Operation
 from pipeline.plan import Plan
 from pipeline.schedules.grid import short_name
+from pipeline.timeline.palette import css_variables
 from pipeline.timeline.rank_labels import rank_labels
 from pipeline.timeline.timeline import StepTimeline, waits
 
@@ -44,7 +45,8 @@ def timeline_page(
     template = (files("pipeline.timeline") / "page.html").read_text(encoding="utf-8")
     # A `<` in the data could end the script that holds it.
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    return template.replace("{{title}}", escape(title)).replace("{{data}}", text)
+    page = template.replace("{{palette}}", css_variables()).replace("{{title}}", escape(title))
+    return page.replace("{{data}}", text)
 
 
 def _layout(plan: Plan) -> str:

@@ -6,14 +6,15 @@ import threading
 import torch
 from torch import Tensor
 
-from pipeline.transports.transport import Arrived, Pending, TransportError
+from pipeline.transports.transport import Arrived, Pending, SumTransport, TransportError
 
 
 class _Hub:
     """What the threads of an in-process group share."""
 
-    def __init__(self, num_ranks: int, timeout_s: float) -> None:
+    def __init__(self, num_ranks: int, timeout_s: float, member: str) -> None:
         self.timeout_s = timeout_s
+        self.member = member
         self.queues: dict[tuple[int, int], queue.SimpleQueue[tuple[int, Tensor] | None]] = {
             (source, destination): queue.SimpleQueue()
             for source in range(num_ranks)
@@ -23,8 +24,11 @@ class _Hub:
         self.terms: list[Tensor | None] = [None] * num_ranks
 
 
-class InProcessTransport:
-    """One rank's end of a group of threads; make all of them with `in_process_transports`."""
+class InProcessTransport(SumTransport):
+    """One rank's end of a group of threads; make all of them with `in_process_transports`.
+
+    It sends every term of a sum to every rank, so `bytes_sent` is more than on a ring.
+    """
 
     def __init__(self, rank: int, num_ranks: int, hub: _Hub) -> None:
         self.rank = rank
@@ -32,6 +36,7 @@ class InProcessTransport:
         self.bytes_sent = 0
         self._hub = hub
         self._early: dict[tuple[int, int], Tensor] = {}
+        self._num_sums = 0
 
     def send(self, tensor: Tensor, destination: int, tag: int) -> None:
         """Hand over a copy, as a real network would."""
@@ -54,19 +59,19 @@ class InProcessTransport:
         return self._early.pop((source, tag))
 
     def _next(self, source: int) -> tuple[int, Tensor]:
-        arrivals = self._hub.queues[source, self.rank]
+        arrivals, member = self._hub.queues[source, self.rank], self._hub.member
         try:
             message = arrivals.get(timeout=self._hub.timeout_s)
         except queue.Empty:
             raise TransportError(
-                f"rank {self.rank} got nothing from rank {source} in {self._hub.timeout_s} s; "
-                "see what that rank does, or raise the timeout"
+                f"{member} {self.rank} got nothing from {member} {source} in "
+                f"{self._hub.timeout_s} s; see what that does, or raise the timeout"
             ) from None
         if message is None:
             # The mark stays, for whoever looks again.
             arrivals.put(None)
             raise TransportError(
-                f"rank {source} left while rank {self.rank} waited for it; see its error"
+                f"{member} {source} left while {member} {self.rank} waited for it; see its error"
             )
         return message
 
@@ -81,12 +86,22 @@ class InProcessTransport:
             total += term
         return total
 
+    def start_all_reduce(self, tensor: Tensor) -> Pending:
+        """Send this rank's term to the others; they are added up, in rank order, by the wait."""
+        assert tensor.is_contiguous()
+        self._num_sums += 1
+        tag = -self._num_sums  # other messages have tags from 0
+        for other in range(self.num_ranks):
+            if other != self.rank:
+                self.send(tensor, other, tag)
+        return _InProcessSum(self, tensor, tag)
+
     def _meet(self) -> None:
         try:
             self._hub.barrier.wait(self._hub.timeout_s)
         except threading.BrokenBarrierError:
             raise TransportError(
-                f"rank {self.rank} was left alone in a sum over ranks; see the others' errors"
+                f"{self._hub.member} {self.rank} was left alone in a sum; see the others' errors"
             ) from None
 
     def flush(self) -> None:
@@ -112,7 +127,27 @@ class _InProcessPending:
         return tensor
 
 
-def in_process_transports(num_ranks: int, timeout_s: float = 60.0) -> list[InProcessTransport]:
-    """Make the ends of a group of threads, one a rank."""
-    hub = _Hub(num_ranks, timeout_s)
+class _InProcessSum:
+    def __init__(self, transport: InProcessTransport, tensor: Tensor, tag: int) -> None:
+        self._transport, self._tensor, self._tag = transport, tensor, tag
+
+    def wait(self) -> Tensor:
+        transport = self._transport
+        if not self._tensor.numel():
+            return self._tensor
+        terms = [
+            self._tensor.clone() if rank == transport.rank else transport.take(rank, self._tag)
+            for rank in range(transport.num_ranks)
+        ]
+        self._tensor.copy_(terms[0])
+        for term in terms[1:]:
+            self._tensor += term
+        return self._tensor
+
+
+def in_process_transports(
+    num_ranks: int, timeout_s: float = 60.0, member: str = "rank"
+) -> list[InProcessTransport]:
+    """Make the ends of a group of threads, one a rank; errors call a rank a `member`."""
+    hub = _Hub(num_ranks, timeout_s, member)
     return [InProcessTransport(rank, num_ranks, hub) for rank in range(num_ranks)]

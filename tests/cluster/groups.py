@@ -18,11 +18,25 @@ SMALL_SHARE = ClusterConfig(cpus_per_rank=0.1, timeout_s=30.0)
 
 
 def plan_of(
-    placement: str, layer_ranks: int = 1, softmax_ranks: int = 1, *, m: int = 1, k: int = 1
+    placement: str,
+    layer_ranks: int = 1,
+    softmax_ranks: int = 1,
+    *,
+    m: int = 1,
+    k: int = 1,
+    replicas: int = 1,
 ) -> Plan:
     """Plan the small model in float64 with M microbatches and K time chunks."""
     placed = named_placement(placement, MODEL, layer_ranks=layer_ranks, softmax_ranks=softmax_ranks)
-    return Plan(MODEL, placed, num_microbatches=m, num_chunks=k, precision="float64", seed=3)
+    return Plan(
+        MODEL,
+        placed,
+        num_microbatches=m,
+        num_chunks=k,
+        precision="float64",
+        seed=3,
+        num_replicas=replicas,
+    )
 
 
 def oracle() -> Seq2Seq:

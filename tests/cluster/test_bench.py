@@ -1,5 +1,7 @@
 """The bench: cases are planned and predicted, and run on real actors with emulated devices."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.commands.bench import _lines, _result
@@ -45,16 +47,21 @@ def test_data_parallelism_is_free_only_on_free_links() -> None:
     assert 1.0 < data_parallel(slow).simulated_speedup < 8.0
 
 
-def test_real_actors_run_several_placements_one_after_another(ray_cluster: None) -> None:
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_real_actors_run_several_placements_one_after_another(
+    ray_cluster: None, shared_memory: bool
+) -> None:
+    settings = replace(SMALL, shared_memory=shared_memory)
     cases = [PAPER_CASE, Case("split", "deferred_weights", 2, 2)]
-    predictions = [predict(case, SMALL) for case in cases]
-    measured = list(measure(predictions, SMALL))
+    predictions = [predict(case, settings) for case in cases]
+    measured = list(measure(predictions, settings))
     assert [found.case for found in measured] == cases
     for found, prediction in zip(measured, predictions, strict=True):
         assert found.measured_speedup is not None
         assert found.bytes_sent == sum(prediction.simulation.bytes_sent)
         assert found.busy_s > 0.0
-    result = _result(SMALL, "a machine", measured)
+    result = _result(settings, "a machine", measured)
+    assert result["shared_memory"] is shared_memory
     assert [entry["name"] for entry in result["placements"]] == ["paper", "split"]
     assert result["placements"][1]["microbatches"] == 2
-    assert any(line.startswith("split") for line in _lines(SMALL, "a machine", measured))
+    assert any(line.startswith("split") for line in _lines(settings, "a machine", measured))

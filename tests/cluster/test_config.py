@@ -78,6 +78,17 @@ def test_single_placement_is_one_rank_and_ignores_the_layout_of_others() -> None
     assert config.num_ranks == 1
 
 
+def test_replicas_multiply_the_devices_of_every_layout() -> None:
+    config = Config.load(CONFIGS / "paper.yaml", ["pipeline.replicas=3"])
+    assert (config.num_ranks, config.num_workers) == (8, 24)
+    single = Config.load(
+        CONFIGS / "paper.yaml", ["pipeline.replicas=16", "pipeline.placement=single"]
+    )
+    assert (single.num_ranks, single.num_workers) == (1, 16)
+    # The largest of three shares of 128 sentences has 43.
+    Config.load(CONFIGS / "paper.yaml", ["pipeline.replicas=3", "pipeline.microbatches=43"])
+
+
 def test_layer_ranks_default_to_one_a_layer() -> None:
     config = Config.load(
         CONFIGS / "paper.yaml", ["model.num_layers=7", "pipeline.layer_ranks=null"]
@@ -120,6 +131,12 @@ def test_every_setting_is_described() -> None:
         (["pipeline.layer_ranks=5"], "pipeline.layer_ranks=5 is more than model.num_layers=4"),
         (["corpus.target_vocabulary.size=3"], "softmax_ranks=4 is more than corpus.target_voc"),
         (["pipeline.microbatches=129"], "microbatches=129 is more than the training.batch_size"),
+        (["pipeline.replicas=0"], "pipeline.replicas is 0; it must be at least 1"),
+        (["pipeline.replicas=129"], "replicas=129 is more than the training.batch_size=128"),
+        (
+            ["pipeline.replicas=3", "pipeline.microbatches=44"],
+            "microbatches=44 for each of pipeline.replicas=3 is more than the training.batch_size",
+        ),
         (["corpus.max_length=2"], "time_chunks=4 is more than the 3 positions"),
         (["pipeline.microbatches=0"], "pipeline.microbatches is 0; it must be at least 1"),
         (["pipeline.softmax_ranks=0"], "pipeline.softmax_ranks is 0; it must be at least 1"),

@@ -22,7 +22,7 @@ from model.beam_search import BeamSearchError
 from model.checkpoint import CheckpointError, CheckpointInfo, Cursor
 from model.checkpoint_writer import commit, prepare_staging, write_part
 from model.durable_files import file_sha256
-from model.evaluation import corpus_scores, perplexity
+from model.evaluation import corpus_scores
 from model.seq2seq import Seq2Seq
 from model.trainer import Trainer
 from model.translator import Translator
@@ -151,7 +151,7 @@ def test_a_trained_checkpoint_is_scored_beside_an_untrained_network(checkpoint: 
     assert result.metrics == {
         "bleu": scores.bleu,
         "chrf": scores.chrf,
-        "perplexity": perplexity(translator.log_probability(TEST)),
+        "perplexity": translator.log_probability(TEST).perplexity,
         "num_sentences": len(TEST),
         "num_target_tokens": 4 * len(TEST),
     }

@@ -45,6 +45,10 @@ def test_among_equal_kinds_the_first_one_heard_of_is_the_cause() -> None:
             "rank 1 on node 10.0.0.7 stopped at step 4 during write_part: no space",
         ),
         (Failure(FailureKind.ERROR, "KeyError: 'x'"), "a rank failed: KeyError: 'x'"),
+        (
+            Failure(FailureKind.DIED, "its process ended", 3, "10.0.0.7", 12, replica=1),
+            "rank 3 of replica 1 on node 10.0.0.7 failed at step 12: its process ended",
+        ),
     ],
 )
 def test_a_failure_is_one_line(failure: Failure, line: str) -> None:

@@ -113,12 +113,13 @@ def test_too_much_to_send_names_the_culprit(
 
 def test_paths_of_the_job_are_those_of_the_submitter(project: Path) -> None:
     config = Config.load(project / "configs/tiny.yaml")
-    pinned = jobs._pinned_paths(config, project, None, corpus_travels=True)
+    pinned = jobs._pinned_paths(config, project, corpus_travels=True)
     assert pinned == [
         f'tracking.uri="sqlite:///{project}/mlflow.db"',
         f'checkpoint.directory="{project}/runs/tiny/checkpoints"',
     ]
-    pinned = jobs._pinned_paths(config, project, "http://host:5000", corpus_travels=False)
+    config = Config.load(project / "configs/tiny.yaml", ["tracking.uri=http://host:5000"])
+    pinned = jobs._pinned_paths(config, project, corpus_travels=False)
     assert pinned[0] == 'tracking.uri="http://host:5000"'
     assert pinned[2] == f'corpus.directory="{project}/data/prepared"'
     # The overrides mean what they say to the command that gets them.
@@ -334,39 +335,22 @@ def test_submitted_trainings_stand_finished_side_by_side(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_jobs_on_a_multi_node_cluster(
+def test_a_job_that_fails_tells_why(
     project: Path, multi_node_cluster: "MultiNodeCluster", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Ray would prefer this to the address that it is given.
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
-    config = project / "configs/tiny.yaml"
     output = io.StringIO()
-    result = submit(
-        config,
-        ["seed=7"],
-        address=multi_node_cluster.job_server,
-        follow=True,
-        command="config show",
-        working_dir=project,
-        output=output,
-    )
-    shown = json.loads(
-        next(line for line in output.getvalue().splitlines() if line.startswith("{"))
-    )
-    assert result.status == "SUCCEEDED"
-    assert shown["seed"] == 7
-    assert shown["tracking"]["uri"] == f"sqlite:///{project}/mlflow.db"
-    assert shown["corpus"]["directory"] == "data/prepared"
-    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"
-
-    with pytest.raises(JobError, match="failed: ") as caught:
+    with pytest.raises(JobError, match="failed: error: .*data/prepared") as caught:
         submit(
-            config,
-            [],
+            project / "configs/tiny.yaml",
+            ["seed=7"],
             address=multi_node_cluster.job_server,
             follow=True,
-            command="no-such-command",
             working_dir=project,
             output=output,
         )
-    assert any("no-such-command" in line for line in caught.value.last_lines)
+    # The corpus travelled, and its manifest is not one.
+    assert any("data/prepared" in line for line in caught.value.last_lines)
+    assert caught.value.last_lines[-1] in output.getvalue()
+    assert os.environ["RAY_ADDRESS"] == "http://127.0.0.1:1"

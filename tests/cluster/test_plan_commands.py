@@ -203,20 +203,56 @@ def test_plan_ranks_layouts_and_always_has_the_paper_and_data_parallelism() -> N
     names = [candidate["placement"] for candidate in found["candidates"]]
     assert {"paper", "data_parallel"} <= set(names)
     rival = next(c for c in found["candidates"] if c["placement"] == "data_parallel")
-    assert not rival["can_be_run"]
-    assert found["best"]["can_be_run"]
+    assert (rival["replicas"], rival["ranks"], rival["devices"]) == (4, 1, 4)
     speedups = [candidate["speedup"] for candidate in found["candidates"]]
     assert speedups == sorted(speedups, reverse=True)
     assert all(candidate["why"] for candidate in found["candidates"])
 
 
-def test_the_overrides_of_a_plan_give_its_layout() -> None:
-    found = as_json("plan", QUICKSTART, *SMALL, "--devices", "4")
-    again = as_json("simulate", QUICKSTART, *SMALL, *found["overrides"])
-    best = found["best"]
-    assert again["devices"] == best["devices"]
-    assert (again["placement"], again["policy"]) == (best["placement"], best["policy"])
-    assert again["speedup"] == pytest.approx(best["speedup"])
+def test_the_overrides_of_every_candidate_give_its_layout() -> None:
+    link = ("--device-tflops", "0.001", "--link-gb-per-s", "0.01", "--link-latency-us", "1")
+    found = as_json("plan", QUICKSTART, *SMALL, "--devices", "4", *link)
+    assert found["overrides"] == found["best"]["overrides"]
+    assert len({(c["ranks"], c["replicas"]) for c in found["candidates"]}) >= 3
+    for candidate in found["candidates"]:
+        again = as_json("simulate", QUICKSTART, *SMALL, *candidate["overrides"], *link)
+        for key in ("devices", "replicas", "policy", "exposed_exchange_seconds", "bytes_sent"):
+            assert again[key] == pytest.approx(candidate[key]), (key, candidate)
+        assert again["speedup"] == pytest.approx(candidate["speedup"])
+
+
+def test_simulate_shares_devices_among_replicas() -> None:
+    link = ("--device-tflops", "10", "--link-gb-per-s", "10", "--link-latency-us", "20")
+    arguments = (PAPER, "--placement", "separate", "--devices", "8")
+    one = as_json("simulate", *arguments, *link)
+    assert (one["replicas"], one["exposed_exchange_seconds"]) == (1, 0.0)
+    two = as_json("simulate", *arguments, "--replicas", "2", *link)
+    assert (two["devices"], two["replicas"], len(two["ranks"])) == (8, 2, 4)
+    assert two["exposed_exchange_seconds"] > 0.0
+    assert two["efficiency"] == pytest.approx(two["speedup"] / 8)
+    again = as_json("simulate", *arguments, "pipeline.replicas=2", *link)
+    assert again["speedup"] == two["speedup"]
+    printed = invoke("simulate", *arguments, "--replicas", "2", *link).stdout
+    assert "2 replicas on 8 devices" in printed
+    odd = invoke("simulate", *arguments, "--replicas", "3")
+    assert "--devices=8 cannot be shared evenly by 3 replicas" in str(odd.exception)
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ((), "Recommended: data parallelism, the whole model on each of 8 devices."),
+        (
+            ("--device-tflops", "10", "--link-gb-per-s", "10", "--link-latency-us", "20"),
+            "Recommended: placement separate over 8 devices.",
+        ),
+    ],
+)
+def test_plan_recommends_at_the_top(link: tuple[str, ...], expected: str) -> None:
+    text = invoke("plan", PAPER, "--devices", "8", *link).stdout
+    assert expected in text.split("\n\n")[1].replace("\n", " ")
+    assert ("Messages and sums of gradients take no time here" in text) == (not link)
+    assert "pipeline.replicas=" in text
 
 
 def test_plan_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,11 +260,11 @@ def test_plan_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke("plan", PAPER, "--devices", "8", "--memory-gb", "2")
     assert result.exit_code == 0, result.output
     text = result.stdout
-    assert "Best that can be trained: split" in text
-    assert "Who owns what:" in text
+    assert "Recommended: placement split over" in text
+    assert "What the columns say:" in text
+    assert "Who owns what" in text
     assert "pipeline.placement=split" in text
     assert "! more than the 2 GB that a device may hold" in text
-    assert "* simulated for comparison; cannot be trained yet" in text
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -250,15 +286,14 @@ def test_the_configuration_knows_the_names_of_placements_and_policies() -> None:
 @pytest.mark.parametrize("ranks", ["null", "4"])
 def test_the_configuration_counts_the_ranks_that_the_plan_has(placement: str, ranks: str) -> None:
     config = small_config(f"pipeline.placement={placement}", f"pipeline.ranks={ranks}")
-    assert config.num_ranks == plan_of(config, MODEL).num_ranks
+    assert config.num_workers == plan_of(config, MODEL).num_workers
 
 
 def test_auto_chooses_the_same_layout_each_time() -> None:
     config = small_config("pipeline.placement=auto", "pipeline.ranks=3")
     first, second = plan_of(config, MODEL), plan_of(config, MODEL)
     assert first == second
-    assert first.num_ranks == 3
-    assert first.placement.name in layout_words(first)
+    assert first.num_workers == 3
 
 
 def test_a_placement_by_hand_is_read_from_its_file(tmp_path: Path) -> None:

@@ -74,6 +74,22 @@ def test_an_address_where_nothing_answers_is_one_clear_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_ray_that_does_not_come_up_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen.\nMore.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(ClusterError, match="did not start .* timed out .*; wait until") as caught,
+        connect(ClusterConfig(address="local"), warn=lambda line: None),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
 def test_ray_client_is_refused_in_favour_of_a_job() -> None:
     with pytest.raises(ClusterError, match="baton submit"):
         resources._connect_to("ray://10.0.0.1:10001")

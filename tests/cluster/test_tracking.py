@@ -76,13 +76,10 @@ def points_in(spool: Path) -> list[Point]:
 
 def test_a_finished_run_holds_everything(store: str, tmp_path: Path) -> None:
     tracker = start(store, tmp_path, params={"model.num_layers": 4, "training.learning_rate": 0.7})
-    checkpoint = tmp_path / "manifest.json"
-    checkpoint.write_text("{}")
     for step in range(1, 41):
         tracker.log({"train/loss": 10.0 / step, "throughput/words_per_second": step}, step=step)
     tracker.log({"test/bleu": 31.5})
     tracker.log_text("config.yaml", "seed: 1\n")
-    tracker.log_file(checkpoint, "checkpoint")
     tracker.log_table("translations.json", {"source": ["one", "two"], "target": ["un", "deux"]})
     report = tracker.finish("FINISHED")
 
@@ -99,7 +96,7 @@ def test_a_finished_run_holds_everything(store: str, tmp_path: Path) -> None:
     assert [m.timestamp for m in losses] == sorted(m.timestamp for m in losses)
     assert run.data.metrics["test/bleu"] == 31.5
     artifacts = {a.path for a in client.list_artifacts(tracker.run_id)}
-    assert artifacts == {"config.yaml", "checkpoint", "translations.json"}
+    assert artifacts == {"config.yaml", "translations.json"}
     text = Path(client.download_artifacts(tracker.run_id, "config.yaml", str(tmp_path)))
     assert text.read_text() == "seed: 1\n"
     table = Path(client.download_artifacts(tracker.run_id, "translations.json", str(tmp_path)))

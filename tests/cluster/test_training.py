@@ -187,6 +187,34 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     assert "timeline.html" not in artifacts_of(resumed)
 
 
+def test_replicas_train_as_one_does_and_a_run_can_go_on_with_others(
+    prepared: Path, tmp_path: Path, store: str
+) -> None:
+    def run(folder: str, *overrides: str) -> TrainingResult:
+        settings = [*SINGLE, store, "training.precision=float64", *overrides]
+        return train(config_of(prepared, tmp_path / folder, settings), report=Report())
+
+    layout = "pipeline.placement=paper", "pipeline.layer_ranks=1", "pipeline.softmax_ranks=1"
+    timeline = "pipeline.timeline=true", "pipeline.timeline_steps=1"
+    alone = run("a")
+    replicas = "pipeline.replicas=2"
+    first = run("b", replicas, *layout, *timeline, "training.max_steps=6")
+    resumed = run("b", "pipeline.replicas=3", "checkpoint.resume=auto")
+    assert resumed.step == alone.step
+    expected = tensors_of(alone)
+    for name, value in tensors_of(resumed).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-10)
+    assert resumed.metrics["valid/loss"] == pytest.approx(alone.metrics["valid/loss"], rel=1e-10)
+    _, metrics, params, tags = run_of(first)
+    assert params["pipeline.replicas"] == "2"
+    assert params["num_replicas"] == "2"
+    assert "2 replicas of 2 ranks (placement paper)" in tags["mlflow.note.content"]
+    assert {f"pipeline/rank{worker}_busy" for worker in range(4)} <= set(metrics)
+    trace = json.loads((tmp_path / "b/timeline/timeline.trace.json").read_text(encoding="utf-8"))
+    operations = [event for event in trace["traceEvents"] if "block" in event["args"]]
+    assert {event["tid"] for event in operations} == {0, 1}, "only the first replica is drawn"
+
+
 @pytest.mark.slow
 def test_a_killed_rank_fails_the_run_in_one_line(
     prepared: Path, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +272,20 @@ def test_a_few_steps_are_drawn_beside_the_checkpoints_and_in_mlflow(
     assert len(operations) == trace["otherData"]["operations"]
     assert (folder / "timeline.html").stat().st_size > 10_000
     assert f"timeline of a few steps: {folder / 'timeline.html'}" in report.messages
+
+
+def test_emulated_replicas_run_to_the_end_and_keep_nothing(
+    prepared: Path, tmp_path: Path, store: str
+) -> None:
+    report = Report()
+    overrides = ["cluster.device=emulated", "pipeline.replicas=2", "training.max_steps=3"]
+    result = train(config_of(prepared, tmp_path, [store, *SINGLE, *overrides]), report=report)
+    assert (result.status, result.step, result.checkpoint) == ("FINISHED", 3, None)
+    assert "emulated devices learn nothing: no checkpoint, no scores" in report.messages
+    _, metrics, params, tags = run_of(result)
+    assert params["cluster.device"] == "emulated"
+    assert tags["mlflow.note.content"].startswith("emulated")
+    assert {"pipeline/rank0_busy", "pipeline/rank1_busy"} <= set(metrics)
 
 
 def test_sigterm_ends_the_run_as_killed(prepared: Path, tmp_path: Path, store: str) -> None:

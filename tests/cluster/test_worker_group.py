@@ -79,6 +79,27 @@ def test_a_killed_rank_is_named_and_all_others_end(start: Start) -> None:
     assert all(is_gone(pid) for pid in pids)
 
 
+def test_a_killed_rank_of_a_replica_is_named_and_those_of_the_others_end(
+    ray_cluster: None,
+) -> None:
+    group = WorkerGroup(plan_of("paper", 1, 1, k=2, replicas=2), SMALL_SHARE)
+    try:
+        group.start()
+        pids = [status.pid for status in group.statuses]
+        assert len(set(pids)) == 4
+        group.submit_step(1, random_batch(5), 0.1)
+        outcome = group.collect_step()
+        assert (len(outcome.busy_s), len(outcome.wait_s)) == (4, 4)
+        os.kill(pids[3], signal.SIGKILL)
+        error = train_until_failure(group, 2)
+        assert error.failure.kind is FailureKind.DIED
+        assert (error.failure.rank, error.failure.replica, error.failure.step) == (1, 1, 2)
+        assert str(error).startswith("rank 1 of replica 1 on node ")
+    finally:
+        group.shutdown()
+    assert all(is_gone(pid) for pid in pids)
+
+
 def test_an_error_inside_a_rank_comes_back_typed_and_later_calls_fail(
     start: Start, tmp_path: Path
 ) -> None:

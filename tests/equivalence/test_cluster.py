@@ -24,6 +24,8 @@ PLANS: dict[str, Plan] = {
     "single": plan_of("single", m=2, k=2),
     "2+1": plan_of("paper", 2, 1, m=3, k=2),
     "4+4": plan_of("paper", 4, 4, m=2, k=3),
+    "2 of single": plan_of("single", m=2, k=2, replicas=2),
+    "2 of 1+1": plan_of("paper", 1, 1, m=2, k=3, replicas=2),
 }
 
 GroupOf = Callable[[str], WorkerGroup]
@@ -94,6 +96,9 @@ def test_steps_give_the_loss_the_norm_and_the_parameters_of_one_device(
     found = whole(group.parameters())
     for name, parameter in trainer.model.parameters().items():
         torch.testing.assert_close(found[name], parameter.value, rtol=0, atol=1e-10)
+    for replica in range(1, group.plan.num_replicas):
+        for key, value in group.parameters(replica).items():
+            assert torch.equal(value, group.parameters()[key])
 
 
 @pytest.mark.parametrize("layout", PLANS)
@@ -153,6 +158,36 @@ def test_a_checkpoint_of_8_ranks_gives_the_same_loss_on_one_device_and_on_3_rank
     assert sum((model.loss(b) for b in held_out), LossSum()).total == pytest.approx(
         loss.total, rel=1e-12
     )
-    smaller = group_of("2+1")
-    smaller.load(path, step=3)
-    assert smaller.evaluate(held_out).total == pytest.approx(loss.total, rel=1e-12)
+    for other in ("2+1", "2 of 1+1"):
+        loaded = group_of(other)
+        loaded.load(path, step=3)
+        assert loaded.evaluate(held_out).total == pytest.approx(loss.total, rel=1e-12)
+
+
+def test_a_checkpoint_of_two_replicas_is_written_once(group_of: GroupOf, tmp_path: Path) -> None:
+    group = group_of("2 of 1+1")
+    train(group)
+    staging = prepare_staging(tmp_path, 3, 1)
+    parts = group.write_parts(staging)
+    assert len(parts) == 2
+    path = commit(staging, tmp_path / checkpoint_name(3), info_of(3), parts, {})
+    saved = Checkpoint.open(path).tensors()
+    assert all(
+        torch.equal(saved[name], value) for name, value in whole(group.parameters(1)).items()
+    )
+
+
+def test_actors_can_change_from_ranks_to_replicas(group_of: GroupOf, initial: Path) -> None:
+    trainer = Trainer(oracle(), CLIP_NORM)
+    for batch in batches():
+        trainer.step(batch, LEARNING_RATE)
+    group = group_of("2 of 1+1")
+    try:
+        for plan in (plan_of("single", k=2, replicas=4), PLANS["2 of 1+1"]):
+            group.replan(plan)
+            train(group)
+            found = whole(group.parameters(1))
+            for name, parameter in trainer.model.parameters().items():
+                torch.testing.assert_close(found[name], parameter.value, rtol=0, atol=1e-10)
+    finally:
+        assert group.plan == PLANS["2 of 1+1"]

@@ -66,3 +66,26 @@ def test_length_order_names_the_pair_of_each_row() -> None:
     for row, index in enumerate(length_order(pairs)):
         length = int(batch.source_lengths[row]) - 1
         assert batch.source[row, :length].tolist() == pairs[index][0]
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 50))
+def test_shares_hold_every_sentence_once_without_padding_of_others(
+    num_pairs: int, num_replicas: int, seed: int
+) -> None:
+    batch = random_batch(num_pairs, seed=seed)
+    shares = [batch.share(replica, num_replicas) for replica in range(num_replicas)]
+    sizes = [share.num_sentences for share in shares]
+    assert sizes == [stop - start for start, stop in even_bounds(num_pairs, num_replicas)]
+    assert sum(share.num_words for share in shares) == batch.num_words
+    for replica, share in enumerate(shares):
+        rows = range(replica, num_pairs, num_replicas)
+        for own, row in zip(range(share.num_sentences), rows, strict=True):
+            length = int(batch.source_lengths[row])
+            assert share.source_lengths[own] == length
+            assert torch.equal(share.source[own, :length], batch.source[row, :length])
+            length = int(batch.target_lengths[row])
+            assert share.target_lengths[own] == length
+            assert torch.equal(share.target[own, :length], batch.target[row, :length])
+        assert share.source_lengths.tolist() == sorted(share.source_lengths.tolist(), reverse=True)
+        assert share.source_positions == max(share.source_lengths.tolist(), default=0)
+        assert share.target_positions == max(share.target_lengths.tolist(), default=0)

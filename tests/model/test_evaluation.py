@@ -7,7 +7,7 @@ import pytest
 import sacrebleu
 
 from model.errors import UserError
-from model.evaluation import corpus_scores, perplexity
+from model.evaluation import corpus_scores
 from model.softmax import LossSum
 
 REFERENCES = ["the cat sat on the mat .", "there is no other way to do this ."]
@@ -39,7 +39,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
 
 def test_perplexity_is_e_to_the_mean_loss() -> None:
     losses = [math.log(2), math.log(8)]
-    assert perplexity(LossSum(sum(losses), 2)) == pytest.approx(math.exp(fmean(losses)))
-    assert perplexity(LossSum(1e9, 1)) == math.inf
-    assert math.isnan(perplexity(LossSum(0.0, 0)))
-    assert math.isnan(perplexity(LossSum(math.nan, 3)))
+    assert LossSum(sum(losses), 2).perplexity == pytest.approx(math.exp(fmean(losses)))
+    assert LossSum(1e9, 1).perplexity == math.inf
+    assert math.isnan(LossSum(0.0, 0).perplexity)
+    assert math.isnan(LossSum(math.nan, 3).perplexity)

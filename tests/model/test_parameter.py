@@ -85,3 +85,31 @@ def test_a_settled_row_gradient_holds_no_tensor_of_others(ids: list[int]) -> Non
     given_rows.fill_(7.0)
     assert torch.equal(parameter.gradient(), before)
     assert before.sum() == 2.0 * len(ids)
+
+
+def test_rows_of_several_replicas_are_added_in_the_order_given() -> None:
+    one, other = embedding(), embedding()
+    one.add_row_gradient(torch.tensor([4, 1, 4]), torch.ones(3, 2, dtype=torch.float64))
+    other.add_row_gradient(torch.tensor([1, 5]), torch.full((2, 2), 0.5, dtype=torch.float64))
+    parts = [one.row_gradients(), other.row_gradients()]
+    assert [rows.tolist() for rows, _ in parts] == [[1, 4], [1, 5]]
+    nothing = embedding().row_gradients()
+    assert len(nothing[0]) == 0
+    assert nothing[1].shape == (0, 2)
+    for parameter in (one, other):
+        parameter.set_row_gradients([parts[0], nothing, parts[1]])
+    assert one.gradient()[:, 0].tolist() == [0.0, 1.5, 0.0, 0.0, 2.0, 0.5]
+    assert torch.equal(one.gradient(), other.gradient())
+    assert one.squared_norm() == other.squared_norm() == pytest.approx(2 * (1.5**2 + 2**2 + 0.5**2))
+
+
+def test_a_gradient_to_sum_is_the_gradient_itself() -> None:
+    rows = ParameterRows("softmax.weight", (3, 2), 0, 3)
+    parameter = Parameter(rows, torch.zeros(3, 2, dtype=torch.float64), FLOAT64)
+    assert parameter.gradient_to_sum().tolist() == [[0.0, 0.0]] * 3
+    parameter.clear_gradient()
+    parameter.add_gradient(torch.arange(6, dtype=torch.float64).view(2, 3).t())
+    summed = parameter.gradient_to_sum()
+    assert summed.is_contiguous()
+    summed *= 2
+    assert parameter.gradient().tolist() == [[0.0, 6.0], [2.0, 8.0], [4.0, 10.0]]

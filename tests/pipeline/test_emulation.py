@@ -66,6 +66,25 @@ def test_a_wait_for_other_ranks_hides_lateness() -> None:
     assert time.now_s == pytest.approx(1.25 + 2.0 + 1.0 + 0.25)
 
 
+def test_work_within_an_operation_is_part_of_its_time() -> None:
+    time = FakeTime(late_s=0.0)
+    clock = clock_of(time)
+    start = clock.now()
+    time.now_s += 0.75
+    clock.spend(1.0, start)
+    assert time.now_s == pytest.approx(1.0)
+
+
+def test_work_beyond_an_operations_time_is_not_given_back() -> None:
+    time = FakeTime(late_s=0.0)
+    clock = clock_of(time)
+    start = clock.now()
+    time.now_s += 1.5
+    clock.spend(1.0, start)
+    clock.spend(1.0)
+    assert time.now_s == pytest.approx(2.5)
+
+
 @pytest.mark.parametrize("placement_size", [None, (2, 1)])
 def test_values_have_the_shapes_of_real_ones(placement_size: tuple[int, int] | None) -> None:
     plan = small_plan(placement_size, num_microbatches=2, num_chunks=3)
@@ -100,6 +119,26 @@ def test_an_operation_takes_the_cost_of_its_chunk() -> None:
     assert set(values) == {"gates", "hidden", "cell"}
     device.run("F", spec, (2, 3))
     assert time.now_s == pytest.approx(3.5)
+
+
+def test_what_goes_to_other_ranks_is_written_where_the_transport_wants_it() -> None:
+    model = small_model()
+    device = EmulatedDevice(small_plan(model=model), clock_of(FakeTime(late_s=0.0)))
+    spec = next(spec for spec in network_blocks(model) if spec.kind == "recurrence")
+    memory = torch.ones(3, model.hidden_size, dtype=torch.float64)
+    asked: list[tuple[int, ...]] = []
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        asked.append(shape)
+        return memory if len(asked) == 1 else None
+
+    device.sends(["hidden", "output"], empty)
+    values = device.run("F", spec, (2, 3))
+    assert values["hidden"] is memory
+    assert not memory.any()
+    assert asked == [(3, model.hidden_size), (2, 3, model.hidden_size)]
+    assert values["output"].shape == asked[1]
+    assert device.run("F", spec, (2, 3))["hidden"] is not memory
 
 
 def test_real_devices_add_in_order_and_emulated_ones_do_not_add() -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.network import ModelConfig
 from pipeline.costs.arithmetic import arithmetic_costs
@@ -20,6 +22,13 @@ from pipeline.schedules.list_scheduling import list_schedule
 from pipeline.schedules.policies import POLICIES
 from pipeline.schedules.priorities import Priority, first_microbatch_first
 from pipeline.schedules.schedule import Schedule, validate
+from pipeline.simulation.gradient_exchange import (
+    all_reduce_s,
+    block_exchange_s,
+    gradient_exchange_s,
+    replica_costs,
+    time_exchanges,
+)
 from pipeline.simulation.simulator import Simulation, simulate
 from pipeline.simulation.timed_graph import time_graph
 from tests.pipeline.plans import paper_placement, small_model
@@ -204,3 +213,97 @@ def test_the_list_scheduler_and_the_simulator_agree() -> None:
         schedule = Schedule(tuple(tuple(operations[i] for i in rank) for rank in found.order))
         simulation = simulate(schedule, graph, placement, costs)
         assert simulation.step_seconds == pytest.approx(found.end_s, rel=1e-9)
+
+
+def with_replicas(num_replicas: int, costs: Costs, policy: str = "1f1b") -> Simulation:
+    """Simulate replicas of a pipeline of three ranks."""
+    share = replica_costs(costs, num_replicas)
+    placement = named_placement("separate", costs.model, num_ranks=3, costs=share)
+    graph = build_graph(placement.blocks(costs.model), 2, 3, training=True)
+    schedule = POLICIES[policy](graph, placement, costs=share)
+    return simulate(schedule, graph, placement, costs, num_replicas=num_replicas)
+
+
+def small_costs(link: Link | None = None) -> Costs:
+    return arithmetic_costs(small_model(), 12, 7, 6, one_device_step_s=12.0, link=link)
+
+
+def test_one_replica_is_a_simulation_as_before() -> None:
+    simulation = with_replicas(1, small_costs(Link(0.01, 1e4)))
+    assert (simulation.num_replicas, simulation.exchanges) == (1, ())
+    assert simulation.exchange_s == 0.0
+    assert simulation.num_devices == simulation.num_ranks == 3
+
+
+def test_on_a_free_link_the_replicas_step_is_that_of_the_largest_share() -> None:
+    costs = small_costs()
+    for num_replicas in (2, 3, 5):
+        simulation = with_replicas(num_replicas, costs)
+        alone = with_replicas(1, replica_costs(costs, num_replicas))
+        assert simulation.timeline == alone.timeline
+        assert simulation.step_seconds == alone.step_seconds
+        assert simulation.speedup == pytest.approx(12.0 / alone.step_seconds)
+        assert simulation.efficiency == pytest.approx(simulation.speedup / (3 * num_replicas))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(list(POLICIES)),
+    st.integers(2, 5),
+    st.floats(0.0, 0.1),
+    st.floats(1e2, 1e6),
+)
+def test_sums_are_exposed_at_most_in_whole(
+    policy: str, num_replicas: int, latency_s: float, bytes_per_s: float
+) -> None:
+    costs = small_costs(Link(latency_s, bytes_per_s))
+    simulation = with_replicas(num_replicas, costs, policy)
+    share = replica_costs(costs, num_replicas)
+    placement = named_placement("separate", costs.model, num_ranks=3, costs=share)
+    longest_s, _ = gradient_exchange_s(placement, share, num_replicas)
+    assert 0.0 <= simulation.exchange_s <= longest_s * (1 + 1e-9)
+    alone = with_replicas(1, share, policy)
+    assert simulation.compute_s == alone.step_seconds
+    for rank, (timeline, exchanges) in enumerate(
+        zip(simulation.timeline, simulation.exchanges, strict=True)
+    ):
+        last = {timed.operation.block: timed.end_s for timed in timeline}
+        assert {one.block for one in exchanges} == last.keys() - {"loss"}
+        assert all(one.start_s >= last[one.block] for one in exchanges), rank
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0.0, 5.0), min_size=1, max_size=6), st.integers(2, 4))
+def test_sums_of_a_rank_go_one_after_another(gaps: list[float], num_replicas: int) -> None:
+    costs = small_costs(Link(0.05, 500.0))
+    blocks = named_placement("single", costs.model).blocks(costs.model)[: len(gaps)]
+    ready = [sum(gaps[: place + 1]) for place in range(len(gaps))]
+    found = time_exchanges(list(zip(blocks, ready, strict=True)), costs, num_replicas)
+    seconds = [block_exchange_s(spec, costs, num_replicas) for spec in blocks]
+    for place, exchange in enumerate(found):
+        # A queue ends when the last of those that had to be waited for without a pause does.
+        expected = max(ready[j] + sum(seconds[j : place + 1]) for j in range(place + 1))
+        assert exchange.end_s == pytest.approx(expected)
+
+
+def test_a_ring_sends_each_number_almost_twice() -> None:
+    link = Link(latency_s=1e-3, bytes_per_s=1e6)
+    assert all_reduce_s(8_000_000, 4, link) == pytest.approx(6 * 1e-3 + 2 * 3 / 4 * 8)
+    assert all_reduce_s(8_000_000, 1, link) == 0.0
+
+
+def test_replicas_send_the_rows_of_embeddings_that_they_used() -> None:
+    costs = replica_costs(arithmetic_costs(PAPER), 8)
+    placement = named_placement("single", PAPER)
+    seconds, num_bytes = gradient_exchange_s(placement, costs, 8)
+    dense = PAPER.num_parameters(biases=True) - (160_000 + 80_000) * 1000
+    rows = 7 * 16 * (29 + 29) * 1000
+    assert num_bytes == pytest.approx(4 * (2 * 7 / 8 * dense + rows), rel=1e-6)
+    assert seconds == 0.0, "the link is free"
+    graph = build_graph(placement.blocks(PAPER), 1, 1, training=True)
+    schedule = POLICIES["fill_drain"](graph, placement, costs=costs)
+    simulation = simulate(schedule, graph, placement, arithmetic_costs(PAPER), num_replicas=8)
+    assert simulation.bytes_sent == (num_bytes,)
+    alone = simulate(schedule, graph, placement, costs)
+    kept = simulation.peak_memory_bytes[0] - alone.peak_memory_bytes[0]
+    assert kept == 128 * (29 + 29) * 1000 * 4, "the rows of all replicas"

@@ -66,11 +66,18 @@ def test_a_plan_travels_without_its_schedules() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_microbatches": 0}, {"num_chunks": 0}, {"precision": "float16"}]
+    "changes",
+    [{"num_microbatches": 0}, {"num_chunks": 0}, {"num_replicas": 0}, {"precision": "float16"}],
 )
 def test_a_plan_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"too few|float16"):
         small_plan(**changes)
+
+
+def test_a_plan_counts_the_ranks_of_all_replicas() -> None:
+    plan = small_plan((2, 1), num_replicas=4)
+    assert (plan.num_ranks, plan.num_workers) == (3, 12)
+    assert small_plan((2, 1)).num_workers == 3
 
 
 def test_a_plan_checks_its_placement() -> None:
@@ -166,12 +173,27 @@ def test_receives_are_posted_ahead_and_in_the_order_of_the_sends() -> None:
         posted: dict[int, list[int]] = {}
         when = {}
         for index, instruction in enumerate(program.instructions):
-            for receive in instruction.post:
+            for receive in instruction.posts:
+                assert plan.placement.rank_of[receive.value.operation.block] != rank
                 posted.setdefault(receive.source, []).append(receive.tag)
-                when[receive.value] = index
-            for producers in instruction.inputs.values():
-                for value in producers:
-                    if plan.placement.rank_of[value.operation.block] != rank:
-                        assert when[value] <= max(0, index - POST_AHEAD)
+                when[receive.slot] = index
+            for slot in instruction.awaited:
+                assert when[slot] <= max(0, index - POST_AHEAD)
         for tags in posted.values():
             assert tags == list(range(len(tags)))
+
+
+def test_every_slot_is_filled_before_it_is_read_and_read_until_it_is_emptied() -> None:
+    plan = small_plan((3, 2), num_microbatches=2, num_chunks=3)
+    for rank in range(plan.num_ranks):
+        full: set[int] = set()
+        for instruction in compile_program(plan.training, plan.placement, rank).instructions:
+            full.update(instruction.awaited)
+            read = {slot for _, slots in instruction.inputs for slot in slots}
+            assert read <= full
+            assert set(instruction.unused) <= read
+            full.difference_update(instruction.unused)
+            made = {slot for _, slot in instruction.kept}
+            assert not made & full
+            full |= made
+        assert not full

@@ -224,11 +224,11 @@ def test_a_large_page_is_cut_and_says_so(plan: Plan, timelines: list[StepTimelin
 
 def test_labels_say_what_a_rank_owns() -> None:
     assert rank_labels(small_plan((3, 2))) == [
-        "embeddings, encoder 0, decoder 0",
-        "encoder 1, decoder 1",
-        "encoder 2, decoder 2",
-        "words 0–6, loss",
-        "words 7–12",
+        "both embeddings, encoder and decoder layer 0",
+        "encoder and decoder layer 1",
+        "encoder and decoder layer 2",
+        "7 words of the softmax, the loss",
+        "6 words of the softmax",
     ]
 
 

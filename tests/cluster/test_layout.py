@@ -1,0 +1,75 @@
+"""From a configuration to a plan with replicas: by name, by the planner, from a saved schedule."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Config
+from cluster.layout import layout_words, plan_of
+from model.network import ModelConfig
+from pipeline.schedules.file import SavedSchedule, save_schedule
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+MODEL = ModelConfig(30, 40, num_layers=2, hidden_size=8, embedding_size=8)
+
+
+def config_of(*overrides: str) -> Config:
+    sizes = (
+        "model.num_layers=2",
+        "model.hidden_size=8",
+        "model.embedding_size=8",
+        "pipeline.layer_ranks=null",
+    )
+    return Config.load(QUICKSTART, [*sizes, *overrides])
+
+
+@pytest.mark.parametrize("placement", ["single", "paper", "split"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_replicas_stand_on_top_of_every_placement(placement: str, replicas: int) -> None:
+    layout = f"pipeline.placement={placement}", "pipeline.ranks=4"
+    config = config_of(*layout, f"pipeline.replicas={replicas}")
+    plan = plan_of(config, MODEL)
+    assert plan.num_replicas == replicas
+    assert plan.num_workers == config.num_workers == replicas * plan.num_ranks
+    alone = plan_of(config_of(*layout), MODEL)
+    assert plan.placement == alone.placement
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(1, 2), (2, 2)])
+def test_the_planner_shares_out_ranks_times_replicas(ranks: int, replicas: int) -> None:
+    config = config_of(
+        "pipeline.placement=auto", f"pipeline.ranks={ranks}", f"pipeline.replicas={replicas}"
+    )
+    plan = plan_of(config, MODEL)
+    assert plan.num_workers == config.num_workers == ranks * replicas
+    assert plan == plan_of(config, MODEL)
+
+
+def test_every_replica_follows_a_saved_schedule(tmp_path: Path) -> None:
+    made = plan_of(config_of("pipeline.placement=paper", "pipeline.ranks=2"), MODEL)
+    path = tmp_path / "schedule.json"
+    save_schedule(
+        path,
+        SavedSchedule(
+            made.training.schedule,
+            made.placement,
+            made.num_microbatches,
+            made.num_chunks,
+            made.policy,
+        ),
+    )
+    config = config_of(f"training.schedule={path}", "pipeline.replicas=3")
+    plan = plan_of(config, MODEL)
+    assert (plan.num_ranks, plan.num_replicas, config.num_workers) == (2, 3, 6)
+    assert plan.training.schedule == made.training.schedule
+
+
+def test_a_line_tells_replicas_only_where_there_are_some() -> None:
+    single = "pipeline.placement=single"
+    assert layout_words(plan_of(config_of(single), MODEL)) == "1 rank"
+    several = plan_of(config_of(single, "pipeline.replicas=4"), MODEL)
+    assert layout_words(several) == "4 replicas of 1 rank"
+    paper = plan_of(
+        config_of("pipeline.placement=paper", "pipeline.ranks=3", "pipeline.replicas=2"), MODEL
+    )
+    assert layout_words(paper).startswith("2 replicas of 3 ranks (placement paper), ")
