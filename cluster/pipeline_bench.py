@@ -9,9 +9,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 
 from cluster.config.sections import ClusterConfig
+from cluster.controller import STEPS_IN_FLIGHT
 from cluster.resources import connect
 from cluster.tracking.run_metrics import StepOutcome
 from cluster.worker_group import WorkerGroup
@@ -22,7 +23,8 @@ from pipeline.costs.operation_costs import BatchShape, Costs, Link
 from pipeline.costs.profiling import full_batch
 from pipeline.placements.named import named_placement
 from pipeline.plan import Plan
-from pipeline.simulation.gradient_exchange import gradient_exchange_s, replica_costs
+from pipeline.planning.candidate import DATA_PARALLEL
+from pipeline.simulation.gradient_exchange import replica_costs
 from pipeline.simulation.simulator import Simulation, simulate
 
 PAPER_SPEEDUP = 3.71
@@ -31,19 +33,32 @@ PAPER_STEP_S = 4.4
 """One step on one of the paper's GPUs: 128 pairs of 58 words at 1,700 words/s."""
 PAPER_MODEL = ModelConfig(source_vocabulary_size=160_000, target_vocabulary_size=80_000)
 PAPER_BATCH = BatchShape(num_sentences=128, source_positions=29, target_positions=29)
-_STEPS_IN_FLIGHT = 2
+PAPER_FLOP_PER_S = (
+    arithmetic_costs(PAPER_MODEL, *astuple(PAPER_BATCH), flop_per_s=1.0).one_device_s()
+    / PAPER_STEP_S
+)
+"""The rate of one of the paper's GPUs, by multiply-adds as two operations: 0.73 TFLOP/s."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A placement and its order; with `fused`, I and W of a block are one operation."""
+    """A placement and its order; with `fused`, I and W of a block are one operation.
 
-    name: str
+    `replicas` share the batch, and the devices.
+    """
+
+    placement: str
     policy: str
     microbatches: int
     time_chunks: int
     fused: bool = False
     note: str = ""
+    replicas: int = 1
+
+    @property
+    def name(self) -> str:
+        """The placement's name, or that of replicas of the whole model."""
+        return DATA_PARALLEL if self.placement == "single" else self.placement
 
 
 PAPER_CASE = Case("paper", "fill_drain", 1, 1, fused=True, note="the paper's own schedule")
@@ -60,19 +75,23 @@ CASES: tuple[Case, ...] = (
     Case("split", "deferred_weights", 1, 29),
 )
 NUM_QUICK = 3
+MOST_RANKS = 8
+"""With more devices than these, replicas of pipelines of so many ranks are tried as well."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure: the costs and the link that schedules count with, and how many steps.
+    """What to measure: devices of a rate, links as they are counted with, and how many steps.
 
-    `time_scale` divides the waits; the figures stand for devices so much faster.
+    `time_scale` divides the waits; the figures stand for devices so much faster. The links are
+    those of schedules, of simulations and of the sums over replicas; messages between ranks take
+    what they really take.
     """
 
     num_devices: int = 8
     model: ModelConfig = PAPER_MODEL
     batch: BatchShape = PAPER_BATCH
-    one_device_step_s: float = PAPER_STEP_S
+    flop_per_s: float = PAPER_FLOP_PER_S
     time_scale: float = 1.0
     link: Link = field(default_factory=Link)
     num_steps: int = 5
@@ -86,14 +105,14 @@ class BenchSettings:
             self.batch.num_sentences,
             self.batch.source_positions,
             self.batch.target_positions,
-            one_device_step_s=self.one_device_step_s / self.time_scale,
+            flop_per_s=self.flop_per_s * self.time_scale,
             link=self.link,
         )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A case with its plan, and its simulation on free links."""
+    """A case with its plan and its simulation."""
 
     case: Case
     plan: Plan
@@ -106,52 +125,71 @@ class Measurement:
 
     `step_s` is from the end of a step to the end of the next; `busy_s`, `wait_s` and
     `orchestration_s` share out a rank's time, in the mean over ranks: in operations, blocked on
-    other ranks, and everything else. `measured_speedup` is None where nothing was run.
+    other ranks, and everything else.
     """
 
     case: Case
     num_devices: int
     simulated_speedup: float
-    measured_speedup: float | None = None
-    step_s: float = 0.0
-    busy_s: float = 0.0
-    wait_s: float = 0.0
-    orchestration_s: float = 0.0
-    bytes_sent: int = 0
+    measured_speedup: float
+    step_s: float
+    busy_s: float
+    wait_s: float
+    orchestration_s: float
+    bytes_sent: int
 
     @property
-    def ratio(self) -> float | None:
+    def ratio(self) -> float:
         """Measured over simulated."""
-        if self.measured_speedup is None:
-            return None
         return self.measured_speedup / self.simulated_speedup
 
 
+def cases(num_devices: int) -> tuple[Case, ...]:
+    """Return what is measured on so many devices: data parallelism comes last."""
+    replicas = num_devices // MOST_RANKS
+    side_by_side = (Case("separate", "priority_list", 4, 4, replicas=replicas),)
+    return (
+        *CASES,
+        *(side_by_side if replicas > 1 and num_devices % MOST_RANKS == 0 else ()),
+        Case("single", "fill_drain", 1, 1, fused=True, replicas=num_devices),
+    )
+
+
 def predict(case: Case, settings: BenchSettings) -> Prediction:
-    """Plan a case with the link of the settings, and simulate it on free links.
+    """Plan a case, and simulate it.
 
     Raises PlacementError where the placement does not fit so many devices.
     """
     costs = settings.costs().fused() if case.fused else settings.costs()
     placement = named_placement(
-        case.name,
+        case.placement,
         settings.model,
-        num_ranks=settings.num_devices,
-        costs=costs,
+        num_ranks=settings.num_devices // case.replicas,
+        costs=replica_costs(costs, case.replicas),
         num_microbatches=case.microbatches,
         num_chunks=case.time_chunks,
     )
     plan = Plan(
-        settings.model, placement, case.policy, case.microbatches, case.time_chunks, costs=costs
+        settings.model,
+        placement,
+        case.policy,
+        case.microbatches,
+        case.time_chunks,
+        costs=costs,
+        num_replicas=case.replicas,
     )
     step = plan.training
-    free = replace(costs, link=Link())
-    return Prediction(case, plan, simulate(step.schedule, step.graph, placement, free))
+    simulation = simulate(step.schedule, step.graph, placement, costs, num_replicas=case.replicas)
+    return Prediction(case, plan, simulation)
 
 
 def best(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """Return the fastest prediction of each of the `count` best placements."""
-    ranked = sorted(predictions, key=lambda found: -found.simulation.speedup)
+    """Return the fastest prediction of each of the `count` best placements.
+
+    Data parallelism is not one of them: on free links it is always the best, and needs no pipeline.
+    """
+    placed = [found for found in predictions if found.case.name != DATA_PARALLEL]
+    ranked = sorted(placed, key=lambda found: -found.simulation.speedup)
     first: dict[str, Prediction] = {}
     for found in ranked:
         first.setdefault(found.case.name, found)
@@ -177,19 +215,6 @@ def measure(
                 yield _measured(found, group, batch, settings)
         finally:
             group.shutdown()
-
-
-def data_parallel(settings: BenchSettings) -> Measurement:
-    """Simulate replicas of the whole model, each with its share of the batch; nothing is run.
-
-    The sum of gradients over the link of the settings takes its full time.
-    """
-    count = settings.num_devices
-    costs = replica_costs(settings.costs(), count)
-    placement = named_placement("single", settings.model)
-    step_s = costs.one_device_s() + gradient_exchange_s(placement, costs, count)[0]
-    case = Case("data_parallel", "all_reduce", 1, 1, fused=True, note="simulated only")
-    return Measurement(case, count, settings.costs().one_device_s() / step_s)
 
 
 def machine_note() -> str:
@@ -228,10 +253,10 @@ def _run_steps(
     """Run steps as a training does, the next handed out before the last has ended."""
     ends: list[float] = []
     outcomes: list[StepOutcome] = []
-    for step in range(num_steps + _STEPS_IN_FLIGHT - 1):
+    for step in range(num_steps + STEPS_IN_FLIGHT - 1):
         if step < num_steps:
             group.submit_step(step + 1, batch, 0.0)
-        if step >= _STEPS_IN_FLIGHT - 1:
+        if step >= STEPS_IN_FLIGHT - 1:
             outcomes.append(group.collect_step())
             ends.append(time.perf_counter())
     return ends, outcomes

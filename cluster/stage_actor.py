@@ -2,6 +2,8 @@
 
 Tensors never pass through Ray here: the stages talk to each other over the transport. Calls that
 compute run one after another, in the order in which they were submitted; `status` runs beside them.
+Calls for batches arrive in several threads, so that the next one is ready when one ends, and take
+turns; the others may only be made when no batch is under way.
 After any error the rank leaves its group, so that its peers do not wait for it, and every later
 call says so.
 """
@@ -10,7 +12,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,18 +24,23 @@ import torch
 from torch import Tensor
 
 from cluster.failure_policy import Failure, FailureKind
+from cluster.turns import Turns
 from model.batching import Batch
 from model.checkpoint import Checkpoint
 from model.checkpoint_writer import PartRecord, part_name, write_part
 from model.errors import UserError
 from pipeline.emulation import make_device
 from pipeline.plan import Plan
-from pipeline.stage import Stage, StageResult
+from pipeline.stage import PreparedBatch, Stage, StageResult
 from pipeline.transports.shared_memory import connect_ranks
 from pipeline.transports.torch_transport import TorchTransport
 from pipeline.transports.transport import Transport, TransportError
 
-CONTROL_GROUP = "control"
+CONTROL_GROUP, BATCH_GROUP = "control", "batches"
+MAX_BATCHES = 3
+"""Calls for batches that may be under way; with more, one could keep the next one's thread."""
+CONCURRENCY = {CONTROL_GROUP: 1, BATCH_GROUP: MAX_BATCHES}
+"""Threads of each group of calls; the others run in the actor's own thread."""
 Connected = TypeVar("Connected", bound=Transport)
 
 
@@ -86,6 +93,7 @@ class StageActor:
         self._replicas: TorchTransport | None = None
         self._stage: Stage | None = None
         self._failed = False
+        self._turns = Turns()
 
     @ray.method(concurrency_group=CONTROL_GROUP)
     def status(self) -> RankStatus:
@@ -94,7 +102,6 @@ class StageActor:
 
     def prepare(self) -> RankStatus:
         """Take the thread settings; once this returns, the process is up and has its libraries."""
-        # Here rather than in the constructor: OpenMP keeps the number for each calling thread.
         torch.set_num_threads(self._num_threads)
         return self._status
 
@@ -129,23 +136,29 @@ class StageActor:
             for parameter in self._ready_stage().parameters().values():
                 parameter.load(checkpoint.read_rows(parameter.rows))
 
+    @ray.method(concurrency_group=BATCH_GROUP)
     def train_step(
         self,
+        turn: int,
         step: int,
         batch: Batch,
         learning_rate: float,
         clip_norm: float | None,
         record: bool = False,
     ) -> StageResult:
-        """Make step number `step` together with the other ranks; the batch is that of all."""
-        with self._operation("train_step", step):
-            stage = self._ready_stage()
-            return stage.train_step(batch, learning_rate, clip_norm, record=record)
+        """Make step number `step` together with the other ranks; the batch is that of all.
 
-    def evaluate(self, step: int, batch: Batch) -> StageResult:
+        `turn` counts the calls for batches from 0.
+        """
+        with self._turn(turn, batch) as prepared, self._operation("train_step", step):
+            stage = self._ready_stage()
+            return stage.train_step(prepared, learning_rate, clip_norm, record=record)
+
+    @ray.method(concurrency_group=BATCH_GROUP)
+    def evaluate(self, turn: int, step: int, batch: Batch) -> StageResult:
         """Compute the loss of a batch after step number `step`, without an update."""
-        with self._operation("evaluate", step):
-            return self._ready_stage().evaluate(batch)
+        with self._turn(turn, batch) as prepared, self._operation("evaluate", step):
+            return self._ready_stage().evaluate(prepared)
 
     def write_part(self, staging: Path, step: int) -> PartRecord:
         """Write this rank's parameters into the staging folder of a checkpoint."""
@@ -214,6 +227,18 @@ class StageActor:
     def _build_stage(self) -> None:
         assert self._transport is not None
         self._stage = Stage(self._plan, self._worker, self._transport, self._device, self._replicas)
+
+    @contextmanager
+    def _turn(self, number: int, batch: Batch) -> Iterator[Batch | PreparedBatch]:
+        """Cut the batch while another is under way, then wait for the turn."""
+        # OpenMP keeps the number for each calling thread.
+        torch.set_num_threads(self._num_threads)
+        prepared: Batch | PreparedBatch = batch
+        # What cannot be cut is told in its turn, by the operation itself.
+        with suppress(Exception):
+            prepared = self._ready_stage().prepare(batch)
+        with self._turns.take(number):
+            yield prepared
 
     @contextmanager
     def _operation(self, name: str, step: int | None = None) -> Iterator[None]:

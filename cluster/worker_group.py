@@ -20,7 +20,14 @@ from torch import Tensor
 from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
 from cluster.resources import Reservation, rank_resources, reserve
-from cluster.stage_actor import CONTROL_GROUP, GroupAddress, RankStatus, StageActor, StageError
+from cluster.stage_actor import (
+    CONCURRENCY,
+    MAX_BATCHES,
+    GroupAddress,
+    RankStatus,
+    StageActor,
+    StageError,
+)
 from cluster.timeline import TimelineRecorder
 from cluster.tracking.run_metrics import StepOutcome
 from model.batching import Batch
@@ -38,7 +45,6 @@ SETTLE_S = 3.0
 """How long to look for the cause after a rank lost its peers; they know within 0.3 s."""
 PROBE_S = 10.0
 _POLL_S = 0.5
-_EVALUATIONS_IN_FLIGHT = 3
 _KEEP_MEMORY = {
     # The C library otherwise gives every large tensor back to the system, and a step pays for new
     # pages again and again.
@@ -79,6 +85,7 @@ class WorkerGroup:
         self._store: StoreServer | None = None
         self._in_flight: deque[tuple[int, list[Any]]] = deque()
         self._step = 0
+        self._num_turns = 0
 
     def start(self) -> None:
         """Reserve places, create the actors in parallel, connect them and build their stages.
@@ -87,6 +94,7 @@ class WorkerGroup:
         """
         self.shutdown()
         self._reservation = reserve(self._cluster, self.plan.num_workers, check=self._check)
+        self._num_turns = 0
         self.actors = [self._create(worker) for worker in range(self.plan.num_workers)]
         refs = [actor.prepare.remote() for actor in self.actors]
         self.statuses = self._gather(refs, "start", patience_s=START_TIMEOUT_S)
@@ -107,6 +115,7 @@ class WorkerGroup:
 
     def load(self, checkpoint: Path, step: int = 0) -> None:
         """Load a verified checkpoint, taken after `step` steps, into all ranks."""
+        assert not self._in_flight
         self._step = step
         self._gather([actor.load.remote(checkpoint) for actor in self.actors], "load")
 
@@ -115,10 +124,12 @@ class WorkerGroup:
 
         Only replica 0 is recorded: the others do the same with other sentences.
         """
-        stored = ray.put(batch)
+        assert len(self._in_flight) < MAX_BATCHES
+        stored, turn = ray.put(batch), self._take_turn()
         record = self._recorder is not None and self._recorder.wants(step)
         refs = [
             actor.train_step.remote(
+                turn,
                 step,
                 stored,
                 learning_rate,
@@ -145,9 +156,9 @@ class WorkerGroup:
         loss = LossSum()
         waiting: deque[list[Any]] = deque()
         for batch in batches:
-            stored = ray.put(batch)
-            waiting.append([a.evaluate.remote(self._step, stored) for a in self.actors])
-            if len(waiting) == _EVALUATIONS_IN_FLIGHT:
+            stored, turn = ray.put(batch), self._take_turn()
+            waiting.append([a.evaluate.remote(turn, self._step, stored) for a in self.actors])
+            if len(waiting) == MAX_BATCHES:
                 loss += _loss(self._gather(waiting.popleft(), "evaluate"))
         while waiting:
             loss += _loss(self._gather(waiting.popleft(), "evaluate"))
@@ -156,8 +167,9 @@ class WorkerGroup:
     def write_parts(self, staging: Path) -> list[PartRecord]:
         """Let replica 0's ranks write their parts of a checkpoint; returns their records in order.
 
-        All replicas have the same parameters.
+        All replicas have the same parameters. No step may be under way.
         """
+        assert not self._in_flight
         actors = self._of_replica(0)
         refs = [actor.write_part.remote(staging, self._step) for actor in actors]
         records: list[PartRecord] = self._gather(refs, "write_part")
@@ -165,6 +177,7 @@ class WorkerGroup:
 
     def parameters(self, replica: int = 0) -> dict[str, Tensor]:
         """Return copies of all pieces of a replica's parameters by key; the model must fit here."""
+        assert not self._in_flight
         refs = [actor.parameters.remote() for actor in self._of_replica(replica)]
         pieces: list[dict[str, Tensor]] = self._gather(
             refs, "parameters", first=replica * self.plan.num_ranks
@@ -186,6 +199,10 @@ class WorkerGroup:
             self._store.close()
         self.actors, self._reservation, self._store = [], None, None
 
+    def _take_turn(self) -> int:
+        self._num_turns += 1
+        return self._num_turns - 1
+
     def _of_replica(self, replica: int) -> list[Any]:
         first = replica * self.plan.num_ranks
         return self.actors[first : first + self.plan.num_ranks]
@@ -196,7 +213,7 @@ class WorkerGroup:
         num_threads = self._cluster.threads_per_rank
         # Concurrency groups are an option of the class only, and unknown to Ray's own types.
         remote: Any = ray.remote
-        actor_class = remote(concurrency_groups={CONTROL_GROUP: 1})(StageActor).options(
+        actor_class = remote(concurrency_groups=CONCURRENCY)(StageActor).options(
             num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0.0),
             max_restarts=0,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.batching import Batch
 from model.block import Block, Tensors
-from model.network import BlockSpec
+from model.network import BlockSpec, Side
 from model.precision import Precision
 from pipeline.batch_chunks import BatchChunks
 from pipeline.devices import Device
@@ -54,25 +54,29 @@ class Executor:
         self.device = device
         self.precision = Precision(plan.precision)
         self.specs: dict[str, BlockSpec] = {spec.name: spec for spec in plan.blocks}
+        self._sides: set[Side] = {self.specs[name].side for name in blocks}
         self._programs: dict[bool, Program] = {}
         self._forms: dict[tuple[str, str, str, Size], Form] = {}
 
+    def cut(self, batch: Batch) -> BatchChunks:
+        """Cut a batch into the chunks that this rank's operations work on."""
+        plan, device = self.plan, self.device.tensor_device
+        return BatchChunks(batch, plan.num_microbatches, plan.num_chunks, device, self._sides)
+
     def run(
         self,
-        batch: Batch,
+        chunks: BatchChunks,
         transport: Transport,
         *,
         training: bool,
         record: bool = False,
         completed: Callable[[str], None] = lambda block: None,
     ) -> Timing:
-        """Run F of a batch and, in training, I and W, which add to the parameters' gradients.
+        """Run F of a cut batch and, in training, I and W, which add to the parameters' gradients.
 
         With `record` the timing lists every operation. `completed` is called with the name of each
         block once nothing more is added to its gradients, always in the same order.
         """
-        device = self.device.tensor_device
-        chunks = BatchChunks(batch, self.plan.num_microbatches, self.plan.num_chunks, device)
         timing = Timing(operations=[] if record else None)
         return _Run(self, self._program(training), chunks, transport, timing, completed).to_end()
 

@@ -19,6 +19,7 @@ from model.block import Block
 from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.parameter import Parameter
 from model.softmax import Loss, LossSum
+from pipeline.batch_chunks import BatchChunks
 from pipeline.emulation import make_device
 from pipeline.executor import Executor, Timing
 from pipeline.gradient_sum import make_gradient_sum
@@ -45,6 +46,14 @@ class StageResult:
     step_s: float
     bytes_sent: int
     record: RankRecord | None = None
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A whole batch, and a replica's share of it, cut into a rank's chunks on its device."""
+
+    whole: Batch
+    chunks: BatchChunks
 
 
 class Stage:
@@ -94,9 +103,16 @@ class Stage:
         """Return the dense gradients of this replica summed since the last update, by key."""
         return {key: parameter.gradient() for key, parameter in self._parameters.items()}
 
+    def prepare(self, batch: Batch) -> PreparedBatch:
+        """Do what a step needs of a batch and can be done beforehand, in any thread."""
+        share = batch
+        if self.plan.num_replicas > 1:
+            share = batch.share(self.replica, self.plan.num_replicas)
+        return PreparedBatch(batch, self._executor.cut(share))
+
     def train_step(
         self,
-        batch: Batch,
+        batch: Batch | PreparedBatch,
         learning_rate: float,
         clip_norm: float | None,
         *,
@@ -108,15 +124,17 @@ class Stage:
         all ranks and before anything is changed, or TransportError.
         """
         start, bytes_before = time.perf_counter(), self._bytes_sent
-        timing = self._run_training(batch, self._complete, record=record)
-        norm = self.update(batch.num_sentences, learning_rate, clip_norm, timing)
+        prepared = self._prepared(batch)
+        timing = self._run_training(prepared, self._complete, record=record)
+        norm = self.update(prepared.whole.num_sentences, learning_rate, clip_norm, timing)
         return self._result(norm, timing, start, bytes_before)
 
-    def evaluate(self, batch: Batch) -> StageResult:
+    def evaluate(self, batch: Batch | PreparedBatch) -> StageResult:
         """Compute the loss of a batch, without gradients. Raises TransportError."""
         start, bytes_before = time.perf_counter(), self._bytes_sent
         with self._released_on_error():
-            timing = self._executor.run(self._share(batch), self.transport, training=False)
+            chunks = self._prepared(batch).chunks
+            timing = self._executor.run(chunks, self.transport, training=False)
         return self._result(0.0, timing, start, bytes_before)
 
     def accumulate(self, batch: Batch, *, record: bool = False) -> Timing:
@@ -124,7 +142,7 @@ class Stage:
 
         Others may follow before `update`, so the sum over replicas waits for that.
         """
-        return self._run_training(batch, self._settle, record=record)
+        return self._run_training(self._prepared(batch), self._settle, record=record)
 
     def update(
         self,
@@ -154,23 +172,20 @@ class Stage:
         return loss.take() if isinstance(loss, Loss) else LossSum()
 
     def _run_training(
-        self, batch: Batch, completed: Callable[[str], None], *, record: bool
+        self, batch: PreparedBatch, completed: Callable[[str], None], *, record: bool
     ) -> Timing:
         with self._released_on_error():
-            self._sum.begin(batch)
+            self._sum.begin(batch.whole)
             return self._executor.run(
-                self._share(batch),
+                batch.chunks,
                 self.transport,
                 training=True,
                 record=record,
                 completed=completed,
             )
 
-    def _share(self, batch: Batch) -> Batch:
-        """Return this replica's sentences of a batch."""
-        if self.plan.num_replicas == 1:
-            return batch
-        return batch.share(self.replica, self.plan.num_replicas)
+    def _prepared(self, batch: Batch | PreparedBatch) -> PreparedBatch:
+        return self.prepare(batch) if isinstance(batch, Batch) else batch
 
     @property
     def _bytes_sent(self) -> int:

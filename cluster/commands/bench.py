@@ -11,6 +11,7 @@ from cluster.commands.output import print_result, reserved_stdout
 
 if TYPE_CHECKING:
     from cluster.pipeline_bench import BenchSettings, Measurement
+    from pipeline.costs.operation_costs import Link
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,11 +23,17 @@ def bench() -> None:
 
 @app.command()
 def pipeline(
-    devices: Annotated[int, typer.Option(min=1, max=512, help="Ranks, one a device.")] = 8,
+    devices: Annotated[int, typer.Option(min=2, max=512, help="Ranks, one a device.")] = 8,
     quick: Annotated[bool, typer.Option("--quick", help="The three best placements only.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(help="Configuration with the model and batch size; by default the paper's."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of each side, in the place of the model's.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Sentence pairs of a step, over all replicas.")
     ] = None,
     time_scale: Annotated[
         float,
@@ -36,11 +43,11 @@ def pipeline(
     ] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Steps measured for each placement.")] = 5,
     link_latency_us: Annotated[
-        float, typer.Option(min=0.0, help="Latency that the schedules count with, microseconds.")
+        float, typer.Option(min=0.0, help="Latency that schedules and simulations count with.")
     ] = 0.0,
     link_gb_per_s: Annotated[
         float | None,
-        typer.Option(min=0.001, help="Rate that the schedules count with; by default no limit."),
+        typer.Option(min=0.001, help="Rate that they count with; by default no limit."),
     ] = None,
     shared_memory: Annotated[
         bool,
@@ -54,12 +61,13 @@ def pipeline(
     """Run every named placement on emulated devices, and compare with the simulation.
 
     Real processes, schedules and messages of the true sizes; only the arithmetic is replaced by
-    waiting as long as it would take at the paper's rate, 4.4 seconds a step on one device. The
-    simulated figures have free links.
+    waiting as long as it would take at the rate of the paper's GPUs, which need 4.4 seconds for a
+    step of its model alone. Links are free in schedules, simulations and sums over replicas, unless
+    they are given.
 
     Example:  baton bench pipeline --devices 8 --quick
     """
-    from cluster.pipeline_bench import BenchSettings, data_parallel, machine_note
+    from cluster.pipeline_bench import BenchSettings, machine_note
     from pipeline.costs.operation_costs import Link
 
     rate = float("inf") if link_gb_per_s is None else link_gb_per_s * 1e9
@@ -72,11 +80,13 @@ def pipeline(
     )
     if config is not None:
         settings = _with_config(settings, config)
+    if layers is not None:
+        settings = replace(settings, model=replace(settings.model, num_layers=layers))
+    if batch_size is not None:
+        settings = replace(settings, batch=replace(settings.batch, num_sentences=batch_size))
     with reserved_stdout() as stdout:
         machine = machine_note()
         measured = _measure(settings, quick=quick)
-        if not quick:
-            measured.append(data_parallel(settings))
     print_result(
         stdout,
         as_json=as_json,
@@ -98,9 +108,9 @@ def _with_config(settings: "BenchSettings", path: Path) -> "BenchSettings":
 def _measure(settings: "BenchSettings", *, quick: bool) -> list["Measurement"]:
     import sys
 
-    from cluster.pipeline_bench import CASES, NUM_QUICK, best, measure, predict
+    from cluster.pipeline_bench import NUM_QUICK, best, cases, measure, predict
 
-    predictions = [predict(case, settings) for case in CASES]
+    predictions = [predict(case, settings) for case in cases(settings.num_devices)]
     if quick:
         predictions = best(predictions, NUM_QUICK)
     return list(measure(predictions, settings, lambda line: print(line, file=sys.stderr)))
@@ -114,7 +124,9 @@ def _result(
     return {
         "devices": settings.num_devices,
         "emulated": True,
-        "one_device_step_s": settings.one_device_step_s,
+        "layers": settings.model.num_layers,
+        "batch_size": settings.batch.num_sentences,
+        "one_device_step_s": settings.costs().one_device_s(),
         "time_scale": settings.time_scale,
         "shared_memory": settings.shared_memory,
         "paper_speedup": PAPER_SPEEDUP,
@@ -122,6 +134,7 @@ def _result(
         "placements": [
             {
                 "name": found.case.name,
+                "replicas": found.case.replicas,
                 "policy": found.case.policy,
                 "microbatches": found.case.microbatches,
                 "time_chunks": found.case.time_chunks,
@@ -143,33 +156,39 @@ def _result(
 def _lines(settings: "BenchSettings", machine: str, measured: list["Measurement"]) -> list[str]:
     from cluster.pipeline_bench import PAPER_SPEEDUP
 
-    scale = settings.time_scale
-    rate = f"{settings.one_device_step_s / scale:.3g} s a step on one device"
-    if scale != 1.0:
-        rate += f" (the paper's {settings.one_device_step_s:g} s scaled down {scale:g} times)"
+    rate = f"{settings.costs().one_device_s():.3g} s a step on one device"
+    if settings.time_scale != 1.0:
+        rate += f" (waits scaled down {settings.time_scale:g} times)"
     ways = "in shared memory" if settings.shared_memory else "over the loopback network"
     header = (
-        f"{'placement':<14} {'policy':<17} {'M':>3} {'K':>3} {'backward':<8} "
+        f"{'placement':<14} {'R':>3} {'policy':<17} {'M':>3} {'K':>3} {'backward':<8} "
         f"{'measured':>8} {'simulated':>9} {'ratio':>6} {'MB sent':>8}"
     )
     return [
         f"{settings.num_devices} emulated devices: real processes, schedules and messages, and",
-        f"waits in the place of arithmetic; {rate}",
-        f"({machine}; messages {ways}; simulated with free links)",
+        f"waits in the place of arithmetic; {settings.model.num_layers} layers, batch "
+        f"{settings.batch.num_sentences}, {rate}",
+        f"({machine}; messages {ways}; simulated with {_words(settings.link)})",
         "",
         header,
         *(_row(found) for found in measured),
         "",
+        "R replicas, M microbatches, K time chunks; fused: I and W of a block in one operation.",
         f"The paper measured {PAPER_SPEEDUP} on 8 devices.",
     ]
 
 
+def _words(link: "Link") -> str:
+    if link == type(link)():
+        return "free links"
+    return f"links of {link.latency_s * 1e6:g} us and {link.bytes_per_s / 1e9:g} GB/s"
+
+
 def _row(found: "Measurement") -> str:
-    case, ratio = found.case, found.ratio
-    measured = "-" if found.measured_speedup is None else f"{found.measured_speedup:.2f}"
+    case = found.case
     return (
-        f"{case.name:<14} {case.policy:<17} {case.microbatches:>3} {case.time_chunks:>3} "
-        f"{'fused' if case.fused else 'split':<8} {measured:>8} {found.simulated_speedup:>9.2f} "
-        f"{'-' if ratio is None else f'{ratio:.1%}':>6} {found.bytes_sent / 1e6:>8.0f}"
-        f"{'  ' + case.note if case.note else ''}"
+        f"{case.name:<14} {case.replicas:>3} {case.policy:<17} {case.microbatches:>3} "
+        f"{case.time_chunks:>3} {'fused' if case.fused else 'split':<8} "
+        f"{found.measured_speedup:>8.2f} {found.simulated_speedup:>9.2f} {found.ratio:>6.1%} "
+        f"{found.bytes_sent / 1e6:>8.0f}{'  ' + case.note if case.note else ''}"
     ).rstrip()
