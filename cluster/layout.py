@@ -4,7 +4,8 @@ These may stand in the configuration, in a file by hand, in a saved schedule, or
 planner. The choice is the same whenever it is made again for the same configuration and costs.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.config import Config
@@ -13,19 +14,37 @@ from cluster.config.sections import PLACEMENT_NAMES
 from model.network import ModelConfig
 from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.costs.file import load_costs
-from pipeline.costs.operation_costs import Costs
+from pipeline.costs.operation_costs import Costs, Link
+from pipeline.placements.description import counted
 from pipeline.placements.named import named_placement
 from pipeline.placements.placement import Placement
 from pipeline.placements.rules import placement_from_rules
 from pipeline.plan import Plan
 from pipeline.planning.planner import best_of, plan
 from pipeline.scheduled_plan import ScheduledPlan, plan_from_file
+from pipeline.simulation.gradient_exchange import replica_costs
+
+
+@dataclass(frozen=True)
+class _Assumed:
+    """What a device is assumed to do where nothing was measured; on CPUs a thread's rate."""
+
+    flop_per_s: float
+    link: Link
+
+
+_ASSUMED: Mapping[str, _Assumed] = {
+    "cpu": _Assumed(0.08e12, Link(100e-6, 2e9)),
+    "cuda": _Assumed(10e12, Link(20e-6, 10e9)),
+    "emulated": _Assumed(10e12, Link(20e-6, 10e9)),
+}
+_ASSUMED_ORIGIN = "assumed"
 
 
 def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -> Plan:
     """Return the plan of a configuration for a model; raises UserError if there can be none.
 
-    `costs` go before those that the configuration names.
+    `costs` go before those that the configuration names, and are those of the model and the batch.
     """
     precision, seed = config.training.precision, config.seed
     if config.training.schedule is not None:
@@ -37,7 +56,8 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
             num_replicas=config.pipeline.replicas,
         )
     if costs is None and config.pipeline.costs is not None:
-        costs = load_costs(config.pipeline.costs)
+        loaded = load_costs(config.pipeline.costs)
+        costs = loaded.fitted_to(model, config.training.batch_size, precision)
     made = Plan(
         model,
         named_placement("single", model),
@@ -69,40 +89,52 @@ def placement_of(config: Config, model: ModelConfig, costs: Costs | None) -> Pla
         layer_ranks=pipeline.layer_ranks,
         softmax_ranks=pipeline.softmax_ranks,
         num_ranks=pipeline.ranks,
-        costs=costs,
+        costs=None if costs is None else replica_costs(costs, pipeline.replicas),
         num_microbatches=pipeline.microbatches,
         num_chunks=pipeline.time_chunks,
     )
 
 
 def layout_words(plan: Plan) -> str:
-    """Say in a line how a plan spreads the work."""
+    """Say in a line how a plan spreads the work, and whether it was chosen without measurements."""
+    assumed = plan.costs is not None and plan.costs.origin.startswith(_ASSUMED_ORIGIN)
+    doubt = " (from assumed costs; `baton profile` measures)" if assumed else ""
     replicas = "" if plan.num_replicas == 1 else f"{plan.num_replicas} replicas of "
     if plan.num_ranks == 1:
-        return f"{replicas}1 rank"
+        return f"{replicas}1 rank{doubt}"
     order = "a saved" if isinstance(plan, ScheduledPlan) else plan.policy
     return (
         f"{replicas}{plan.num_ranks} ranks (placement {plan.placement.name}), {order} schedule, "
-        f"{_counted(plan.num_microbatches, 'microbatch', 'microbatches')}, "
-        f"{_counted(plan.num_chunks, 'time chunk', 'time chunks')}"
+        f"{counted(plan.num_microbatches, 'microbatch', 'microbatches')}, "
+        f"{counted(plan.num_chunks, 'time chunk', 'time chunks')}{doubt}"
     )
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def _planned(config: Config, unplaced: Plan) -> Plan:
     """Let the planner choose replicas, placement, policy and cuts for all devices there are."""
-    costs = unplaced.costs or arithmetic_costs(
-        unplaced.model, config.training.batch_size, precision=config.training.precision
-    )
+    costs = unplaced.costs or _assumed_costs(config, unplaced.model)
     best = best_of(plan(unplaced.model, config.num_workers, costs, use_all=True))
     return replace(
         unplaced,
+        costs=costs,
         placement=best.placement,
         policy=best.policy,
         num_microbatches=best.num_microbatches,
         num_chunks=best.num_chunks,
         num_replicas=best.num_replicas,
     )
+
+
+def _assumed_costs(config: Config, model: ModelConfig) -> Costs:
+    """Return the costs that are usual for a device; with a free link replicas would always win."""
+    device = config.cluster.device
+    assumed = _ASSUMED[device]
+    threads = config.cluster.threads_per_rank if device == "cpu" else 1
+    costs = arithmetic_costs(
+        model,
+        config.training.batch_size,
+        flop_per_s=assumed.flop_per_s * threads,
+        link=assumed.link,
+        precision=config.training.precision,
+    )
+    return replace(costs, origin=f"{_ASSUMED_ORIGIN} of device {device}: {costs.origin}")

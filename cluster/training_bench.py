@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.config.sections import ClusterConfig
+from cluster.controller import STEPS_IN_FLIGHT
 from cluster.layout import plan_of
 from cluster.resources import connect
 from cluster.tracking.run_metrics import StepOutcome
@@ -44,7 +45,6 @@ DEFAULT_FIELDS: Mapping[str, Any] = {
 }
 """Small enough for two cores; half of the arithmetic is the softmax's, as in the paper."""
 _SHARE_OF_CPU = 0.01
-_STEPS_IN_FLIGHT = 2
 _NUM_BATCHES = 4
 
 
@@ -87,8 +87,11 @@ def layout_plan(config: Config, num_ranks: int, settings: Mapping[str, Any], cos
     """
     fields = config.to_dict()
     fields["training"]["schedule"] = None
+    longest = max(costs.batch.source_positions, costs.batch.target_positions)
+    fields["corpus"]["max_length"] = max(1, longest - 1)
     fields["pipeline"] = _pipeline_fields(num_ranks, settings)
-    plan = plan_of(Config.from_dict(fields), costs.model, costs=costs)
+    config = Config.from_dict(fields, origin="the options of the bench")
+    plan = plan_of(config, costs.model, costs=costs)
     if plan.num_workers != num_ranks:
         raise UserError(
             f"placement {plan.placement.name} has {plan.num_workers} ranks, where {num_ranks} were "
@@ -239,11 +242,11 @@ def _turn(
     outcomes: list[list[StepOutcome]] = []
     ends: list[float] = []
     cpu_s: list[float] = []
-    for index in range(total + _STEPS_IN_FLIGHT - 1):
+    for index in range(total + STEPS_IN_FLIGHT - 1):
         if index < total:
             for training in members:
                 training.submit(batches, settings.learning_rate)
-        if index >= _STEPS_IN_FLIGHT - 1:
+        if index >= STEPS_IN_FLIGHT - 1:
             outcomes.append([training.group.collect_step() for training in members])
             ends.append(time.perf_counter())
             cpu_s.append(sum(training.cpu_s() for training in members))

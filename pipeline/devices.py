@@ -32,7 +32,7 @@ class Device(Protocol):
     def begin_step(self) -> None:
         """Hear that a step begins."""
 
-    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+    def announce_outputs(self, ports: Sequence[str], empty: Empty) -> None:
         """Hear which outputs of the next operation go to other ranks.
 
         `empty` returns memory for them if it saves a copy to write them there.
@@ -71,7 +71,7 @@ class TorchDevice:
     def begin_step(self) -> None:
         """Nothing to do."""
 
-    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+    def announce_outputs(self, ports: Sequence[str], empty: Empty) -> None:
         """Nothing to do: blocks make their own tensors, and a copy is little beside arithmetic."""
 
     def waited(self, seconds: float) -> None:

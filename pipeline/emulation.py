@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ class EmulatedDevice:
         self._precision = Precision(plan.precision)
         self._costs = plan.costs or arithmetic_costs(plan.model, precision=plan.precision)
         self._clock = clock or DeviceClock()
-        self._buffers: dict[tuple[tuple[int, ...], torch.dtype], Tensor] = {}
+        self._zeros: dict[torch.dtype, Tensor] = {}
         self._sent: Sequence[str] = ()
         self._empty: Empty = _no_memory
         self._work: dict[tuple[Kind, str, Size], tuple[float, Tensors]] = {}
@@ -125,7 +126,7 @@ class EmulatedDevice:
         """Tell the clock."""
         self._clock.waited(seconds)
 
-    def sends(self, ports: Sequence[str], empty: Empty) -> None:
+    def announce_outputs(self, ports: Sequence[str], empty: Empty) -> None:
         """Write the values at these ports within the time of the next operation."""
         self._sent, self._empty = ports, empty
 
@@ -142,7 +143,7 @@ class EmulatedDevice:
     def _planned(self, kind: Kind, spec: BlockSpec, size: Size) -> tuple[float, Tensors]:
         key = kind, spec.name, size
         if key not in self._work:
-            values = {port: self._value(kind, spec, port, size) for port in _ports(kind, spec)}
+            values = self._values(kind, spec, size)
             self._work[key] = self._costs.block_s(kind, spec, *size), values
         return self._work[key]
 
@@ -155,14 +156,23 @@ class EmulatedDevice:
                 written[port] = memory.zero_()
         return written
 
-    def _value(self, kind: Kind, spec: BlockSpec, port: str, size: Size) -> Tensor:
-        value = Value(Operation(kind, spec.name, 0, 0), port)
-        shape = value_shape(value, spec, self._plan.model, *size)
-        key = shape, value_dtype(value, self._precision)
-        if key not in self._buffers:
-            # Nobody changes a value, so all of one shape can be the same tensor.
-            self._buffers[key] = torch.zeros(shape, dtype=key[1])
-        return self._buffers[key]
+    def _values(self, kind: Kind, spec: BlockSpec, size: Size) -> Tensors:
+        """Return an operation's values: nobody changes them, so all lie in the same zeros."""
+        forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for port in _ports(kind, spec):
+            value = Value(Operation(kind, spec.name, 0, 0), port)
+            shape = value_shape(value, spec, self._plan.model, *size)
+            forms[port] = shape, value_dtype(value, self._precision)
+            self._make_room(prod(shape), forms[port][1])
+        return {
+            port: self._zeros[dtype][: prod(shape)].view(shape)
+            for port, (shape, dtype) in forms.items()
+        }
+
+    def _make_room(self, num_elements: int, dtype: torch.dtype) -> None:
+        if dtype not in self._zeros or len(self._zeros[dtype]) < num_elements:
+            self._zeros[dtype] = torch.zeros(num_elements, dtype=dtype)
+            self._work.clear()  # else it would keep the smaller zeros
 
 
 class EmulatedBlock(Block[Size]):

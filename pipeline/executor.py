@@ -140,7 +140,7 @@ class _Run:
             del self._values[slot]
         if instruction.sends:
             ports = [port for port, _ in instruction.sends]
-            self._executor.device.sends(ports, self._transport.empty)
+            self._executor.device.announce_outputs(ports, self._transport.empty)
         start = time.perf_counter()
         outputs = self._operate(instruction, inputs)
         end = time.perf_counter()

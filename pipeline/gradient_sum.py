@@ -6,7 +6,7 @@ of them know beforehand which rows each of them touches, and neither counts nor 
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -40,11 +40,11 @@ class GradientSum(Protocol):
         Raises TransportError.
         """
 
-    def abandon(self) -> None:
-        """Forget what was begun or started; the group cannot be used any more."""
+    def clear(self) -> None:
+        """Forget what was begun or started; if sums were under way, the group is of no more use."""
 
 
-class OneReplica:
+class OneReplica(GradientSum):
     """There is nothing to sum."""
 
     def begin(self, batch: Batch) -> None:
@@ -56,11 +56,11 @@ class OneReplica:
     def finish(self) -> None:
         """Nothing to do."""
 
-    def abandon(self) -> None:
+    def clear(self) -> None:
         """Nothing to do."""
 
 
-class ReplicaSum:
+class ReplicaSum(GradientSum):
     """The sums over replicas of `blocks`, by name in forward order, on the sides of `side_of`.
 
     A sum is the same on all replicas, bit for bit, and the same whenever it is made again.
@@ -92,16 +92,14 @@ class ReplicaSum:
 
     def finish(self) -> None:
         """Sum the blocks that were not started, and wait for all."""
-        for block in self._blocks:
-            if block not in self._started:
-                self.start(block)
+        _start_rest(self, self._blocks, self._started)
         for sums in self._started.values():
             for started in sums:
                 started.wait()
         self._transport.flush()
-        self.abandon()
+        self.clear()
 
-    def abandon(self) -> None:
+    def clear(self) -> None:
         """Forget everything."""
         self._batches.clear()
         self._started.clear()
@@ -122,7 +120,9 @@ class ReplicaSum:
             else share.target_chunk(0, share.target_positions)
             for share in shares
         ]
-        tokens = torch.cat([chunk.tokens.flatten() for chunk in chunks])
+        # Of no batches there are no words either.
+        none = torch.empty(0, dtype=torch.int64)
+        tokens = torch.cat([none, *(chunk.tokens.flatten() for chunk in chunks)])
         rows: Tensor = torch.unique(tokens)
         return rows
 
@@ -152,7 +152,7 @@ class _RowSum:
         self._parameter.set_row_gradients(list(zip(self._rows, parts, strict=True)))
 
 
-class EmulatedSum:
+class EmulatedSum(GradientSum):
     """Takes the time that the sums would take on emulated devices, which have no parameters.
 
     Each rank has a link for its sums, at the plan's costs; a sum begins when its block is complete
@@ -191,18 +191,23 @@ class EmulatedSum:
 
     def finish(self) -> None:
         """Wait for the other replicas, and until the link is free."""
-        for block in self._specs:
-            if block not in self._started:
-                self.start(block)
+        _start_rest(self, self._specs, self._started)
         self._transport.start_all_reduce(torch.zeros(1)).wait()
         while (left_s := self._free_at - self._now()) > 0:
             self._sleep(left_s)
-        self.abandon()
+        self.clear()
 
-    def abandon(self) -> None:
+    def clear(self) -> None:
         """Let the link be free."""
         self._started.clear()
         self._free_at = 0.0
+
+
+def _start_rest(gradient_sum: GradientSum, blocks: Iterable[str], started: Container[str]) -> None:
+    """Start the sums of the blocks that were not started, in the same order on all replicas."""
+    for block in blocks:
+        if block not in started:
+            gradient_sum.start(block)
 
 
 def make_gradient_sum(

@@ -1,6 +1,7 @@
 """Small JSON files with a format and a version: written whole or not at all, read with checks."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,41 @@ from model.errors import UserError
 
 
 def write_json(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
-    """Write a file of a kind, such as `schedule`; the folder is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of a kind, such as `schedule`; the folder is made if it is not there.
+
+    Raises UserError where it cannot.
+    """
+    check_writable(path, kind)
     text = json.dumps({"format": f"baton {kind}", "version": version} | content, indent=1)
     staging = path.with_name(path.name + ".part")
-    write_durably(staging, text.encode() + b"\n")
-    staging.replace(path)
-    sync_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_durably(staging, text.encode() + b"\n")
+            staging.replace(path)
+        finally:
+            staging.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as problem:
+        raise _cannot_write(path, kind, str(problem.strerror)) from None
+
+
+def check_writable(path: Path, kind: str) -> None:
+    """Raise UserError where a file can surely not be written, before work is put into it."""
+    try:
+        if not path.name or path.is_dir():
+            raise _cannot_write(path, kind, "it is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+    except (OSError, ValueError) as problem:
+        raise _cannot_write(path, kind, str(problem)) from None
+    if not folder.is_dir():
+        raise _cannot_write(path, kind, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _cannot_write(path, kind, f"no permission to write into {folder}")
+
+
+def _cannot_write(path: Path, kind: str, reason: str) -> UserError:
+    return UserError(f"cannot write the {kind} file {path}: {reason}; name another file")
 
 
 def read_json(path: Path, kind: str, version: int, error: type[UserError]) -> dict[str, Any]:

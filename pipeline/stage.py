@@ -235,7 +235,7 @@ class Stage:
             for parameter in self._parameters.values():
                 parameter.clear_gradient()
             self.take_loss()
-            self._sum.abandon()
+            self._sum.clear()
             if not isinstance(error, NonFiniteGradientError):
                 for transport in self._transports:
                     transport.close()

@@ -1,5 +1,6 @@
 """The command bench: how fast the pipeline is on devices that this machine does not have."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ import typer
 
 from cluster.commands.options import AsJson, load_config
 from cluster.commands.output import print_result, reserved_stdout
+from model.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.pipeline_bench import BenchSettings, Measurement
@@ -28,6 +30,10 @@ def pipeline(
     config: Annotated[
         Path | None,
         typer.Option(help="Configuration with the model and batch size; by default the paper's."),
+    ] = None,
+    placement: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this one; may be given several times. data_parallel is one too."),
     ] = None,
     layers: Annotated[
         int | None, typer.Option(min=1, help="Layers of each side, in the place of the model's.")
@@ -86,7 +92,7 @@ def pipeline(
         settings = replace(settings, batch=replace(settings.batch, num_sentences=batch_size))
     with reserved_stdout() as stdout:
         machine = machine_note()
-        measured = _measure(settings, quick=quick)
+        measured = _measure(settings, quick=quick, names=placement or ())
     print_result(
         stdout,
         as_json=as_json,
@@ -105,12 +111,19 @@ def _with_config(settings: "BenchSettings", path: Path) -> "BenchSettings":
     )
 
 
-def _measure(settings: "BenchSettings", *, quick: bool) -> list["Measurement"]:
+def _measure(
+    settings: "BenchSettings", *, quick: bool, names: Sequence[str]
+) -> list["Measurement"]:
     import sys
 
     from cluster.pipeline_bench import NUM_QUICK, best, cases, measure, predict
 
-    predictions = [predict(case, settings) for case in cases(settings.num_devices)]
+    all_cases = cases(settings.num_devices)
+    known = sorted({case.name for case in all_cases})
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(f"--placement {unknown[0]!r} is unknown; use one of {', '.join(known)}")
+    chosen = [case for case in all_cases if not names or case.name in names]
+    predictions = [predict(case, settings) for case in chosen]
     if quick:
         predictions = best(predictions, NUM_QUICK)
     return list(measure(predictions, settings, lambda line: print(line, file=sys.stderr)))

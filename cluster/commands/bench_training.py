@@ -119,7 +119,7 @@ def training(
             settings.model,
             settings.shape,
             precision=config.training.precision,
-            link=measure_link(),
+            link=measure_link(shared_memory=config.cluster.shared_memory),
         )
         plans = _plans(config, counts, given, costs)
         found = measure_training(plans, costs, settings, tell)

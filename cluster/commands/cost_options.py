@@ -86,12 +86,26 @@ class CostOptions:
         """Whether messages take time by what was given."""
         return self.link_latency_us is not None or self.link_gb_per_s is not None
 
+    @property
+    def changes_costs(self) -> bool:
+        """Whether lengths, a link or a rate were given, which no setting of a training has."""
+        given = (self.source_length, self.target_length, self.device_tflops)
+        return self.has_link or any(value is not None for value in given)
+
+    def path(self, config: "Config") -> str | None:
+        """Return the costs file to read, if there is one."""
+        if self.costs == "arithmetic":
+            return None
+        if self.costs is None and config.pipeline.costs is not None:
+            return str(config.pipeline.costs)
+        return self.costs
+
 
 def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
     """Return the costs to simulate with; raises UserError where options exclude each other."""
     from pipeline.costs.file import load_costs
 
-    path = None if options.costs == "arithmetic" else options.costs or config.pipeline.costs
+    path = options.path(config)
     if path is None:
         return _counted(options, config, model)
     if options.device_tflops is not None:
@@ -99,20 +113,19 @@ def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
             f"--device-tflops={options.device_tflops:g} does not go with the measured costs of "
             f"{path}; leave it out, or use --costs arithmetic"
         )
-    costs = load_costs(Path(path))
-    costs.check(model)
+    training = config.training
+    costs = load_costs(Path(path)).fitted_to(model, training.batch_size, training.precision)
     batch = replace(
         costs.batch,
-        num_sentences=config.training.batch_size,
         source_positions=options.source_length or costs.batch.source_positions,
         target_positions=options.target_length or costs.batch.target_positions,
     )
-    link = _link(options) if options.has_link else costs.link
-    return replace(costs, batch=batch, link=link)
+    return replace(costs, batch=batch, link=_link(options, costs.link))
 
 
 def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
     from pipeline.costs.arithmetic import arithmetic_costs
+    from pipeline.costs.operation_costs import Link
 
     if options.has_link and options.device_tflops is None:
         raise UserError(
@@ -126,16 +139,19 @@ def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
         options.source_length or DEFAULT_POSITIONS,
         options.target_length or DEFAULT_POSITIONS,
         flop_per_s=None if rate is None else rate * 1e12,
-        link=_link(options),
+        link=_link(options, Link()),
         precision=config.training.precision,
     )
 
 
-def _link(options: CostOptions) -> "Link":
-    from pipeline.costs.operation_costs import Link
-
-    rate = float("inf") if options.link_gb_per_s is None else options.link_gb_per_s * 1e9
-    return Link((options.link_latency_us or 0.0) * 1e-6, rate)
+def _link(options: CostOptions, known: "Link") -> "Link":
+    """Return the known link with what was given in the place of its latency or rate."""
+    latency_us, rate = options.link_latency_us, options.link_gb_per_s
+    return replace(
+        known,
+        latency_s=known.latency_s if latency_us is None else latency_us * 1e-6,
+        bytes_per_s=known.bytes_per_s if rate is None else rate * 1e9,
+    )
 
 
 def device_overrides(
@@ -163,20 +179,28 @@ def device_overrides(
     return [*given, f"pipeline.ranks={devices // count}", f"pipeline.replicas={count}", *cut]
 
 
-def is_relative(costs: "Costs", options: CostOptions) -> bool:
+def lengths_override(options: CostOptions) -> list[str]:
+    """Return the override that lets time be cut into as many chunks as given lengths allow."""
+    given = [length for length in (options.source_length, options.target_length) if length]
+    if not given:
+        return []
+    return [f"corpus.max_length={max(*given, DEFAULT_POSITIONS) - 1}"]
+
+
+def is_relative(costs: "Costs") -> bool:
     """Whether seconds mean nothing but parts of the step of one device."""
-    return options.device_tflops is None and costs.origin.startswith("arithmetic")
+    from pipeline.costs.arithmetic import RELATIVE
+
+    return costs.origin == RELATIVE
 
 
-def costs_line(costs: "Costs", options: CostOptions) -> str:
+def costs_line(costs: "Costs") -> str:
     """Say in a line what the figures rest on."""
     batch, link = costs.batch, costs.link
     text = (
         f"{batch.num_sentences} sentences of {batch.source_positions} + {batch.target_positions} "
         f"positions; costs: {costs.origin}"
     )
-    if options.device_tflops is not None:
-        text += f", {options.device_tflops:g} TFLOP/s"
-    if link.latency_s == 0.0 and link.bytes_per_s == float("inf"):
+    if link.is_free:
         return f"{text}; messages take no time"
     return f"{text}; messages {link.latency_s * 1e6:g} us + {link.bytes_per_s / 1e9:g} GB/s"

@@ -1,6 +1,7 @@
 """The command plan: which layout to train with."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,15 @@ def plan(
     link_latency_us: LinkLatency = None,
     link_gb_per_s: LinkRate = None,
     device_tflops: DeviceRate = None,
+    save_costs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Keep the costs that the plan counts with, link and lengths among them, for "
+            "pipeline.costs.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=100, help="Rows of the table.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +63,7 @@ def plan(
     options = CostOptions(
         costs, source_length, target_length, link_latency_us, link_gb_per_s, device_tflops
     )
+    from pipeline.costs.file import save_costs as write_costs
     from pipeline.planning.planner import best_of
     from pipeline.planning.planner import plan as find_layouts
 
@@ -61,20 +72,29 @@ def plan(
         sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
         model = config.model_config_for(*sizes)
         known = costs_of(options, config, model)
+        if save_costs is not None:
+            write_costs(save_costs, known)
         memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
         found = find_layouts(
             model, num_devices, known, memory_bytes=memory_bytes, num_candidates=top
         )
         best = best_of(found)
-    path = None if options.costs == "arithmetic" else options.costs
+    path = options.path(config) if save_costs is None else str(save_costs)
     shown = _shown(found, best, top)
-    report = PlanReport(shown, best, known, memory_gb, settings_of(best, path))
+    report = PlanReport(
+        shown,
+        best,
+        known,
+        memory_gb,
+        settings_of(best, path),
+        is_complete=save_costs is not None or not options.changes_costs,
+    )
     print_result(
         stdout,
         as_json=as_json,
         result={
             "devices": num_devices,
-            "costs": costs_line(known, options),
+            "costs": costs_line(known),
             "memory_bytes": memory_bytes,
             "best": _fields(best, path),
             "overrides": settings_of(best, path),
@@ -83,7 +103,7 @@ def plan(
         lines=[
             f"{config.name}: how to train on {num_devices} "
             f"{'device' if num_devices == 1 else 'devices'}, the fastest first",
-            costs_line(known, options),
+            costs_line(known),
             "",
             *report.lines(),
         ],

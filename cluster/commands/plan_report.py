@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pipeline.planning.candidate import Candidate
 
 _MOST_RANKS_LISTED = 16
+_INCOMPLETE = (
+    "These settings do not carry the link, the lengths or the rate that the plan counts with, "
+    "which orders and shares of words may depend on: add --save-costs FILE to keep them."
+)
 _COLUMNS = {
     "placement": "which device holds which part of the model; data_parallel is a whole model each",
     "replicas": "complete models side by side: each takes its share of the sentences, and their "
@@ -36,17 +40,21 @@ class PlanReport:
     costs: "Costs"
     memory_gb: float | None
     settings: Sequence[str]
+    is_complete: bool = True
+    """Whether the settings carry the costs that the plan counts with."""
 
     def lines(self) -> list[str]:
         """Return the recommendation, the table, what its columns mean, and the reasons."""
         parts = (
             self._recommendation(),
-            [*self._table(), *self._notes()],
+            self._table(),
+            self._notes(),
             self._columns(),
             self._reasons(),
             self._owners(),
             ["Train with it by adding to the command, or to the configuration:"]
-            + [f"  {setting}" for setting in self.settings],
+            + [f"  {setting}" for setting in self.settings]
+            + ([] if self.is_complete else _wrapped(_INCOMPLETE)),
         )
         lines: list[str] = []
         for part in parts:
@@ -57,15 +65,16 @@ class PlanReport:
         from pipeline.planning.reasons import describe_losses
 
         best = self.best
+        recommended = f"Recommended{' where messages are free' if self.costs.link.is_free else ''}"
         if best.num_devices == 1:
             text = (
-                "Recommended: one device. Whatever can be cut off from it costs more in messages "
-                "and waits than it saves."
+                f"{recommended}: one device. Whatever can be cut off from it costs more in "
+                "messages and waits than it saves."
             )
             return _wrapped(text)
         text = (
-            f"Recommended: {_layout_words(best)}. A step is {best.speedup:.2f} times as fast as on "
-            f"one device, of {best.num_devices} times at most. "
+            f"{recommended}: {_layout_words(best)}. A step is {best.speedup:.2f} times as fast as "
+            f"on one device ({best.num_devices} would be perfect). "
             f"{describe_losses(best)}"
         )
         return _wrapped(text)
@@ -75,23 +84,29 @@ class PlanReport:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("")
-        for name in _COLUMNS:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("", no_wrap=True)
+        for name in self._shown_columns():
             is_text = name in ("placement", "policy")
-            table.add_column(name, justify="left" if is_text else "right")
+            table.add_column(name, justify="left" if is_text else "right", no_wrap=True)
         for number, candidate in enumerate(self.shown, start=1):
-            table.add_row(str(number), *_row(candidate))
+            row = _row(candidate)
+            table.add_row(str(number), *(row[name] for name in self._shown_columns()))
         stream = io.StringIO()
-        Console(file=stream, width=_width(), color_system=None).print(table)
+        # A table that is squeezed loses the ends of its words; one that is too wide is only ugly.
+        Console(file=stream, width=max(100, _width()), color_system=None).print(table)
         return [line.rstrip() for line in stream.getvalue().splitlines() if line.strip()]
+
+    def _shown_columns(self) -> list[str]:
+        """Leave out the devices where all layouts of more than one device have as many."""
+        counts = {candidate.num_devices for candidate in self.shown} - {1}
+        return [name for name in _COLUMNS if name != "devices" or len(counts) > 1]
 
     def _notes(self) -> list[str]:
         lines = []
         if any(not candidate.fits for candidate in self.shown):
             lines.append(f"! more than the {self.memory_gb:g} GB that a device may hold")
-        link = self.costs.link
-        if link.latency_s == 0.0 and link.bytes_per_s == float("inf"):
+        if self.costs.link.is_free:
             lines += _wrapped(
                 "Messages and sums of gradients take no time here. That flatters layouts that send "
                 "much, data_parallel and split above all, so the order above may not be that of "
@@ -104,11 +119,16 @@ class PlanReport:
                 "Measured costs (`baton profile`, then --costs FILE) also know what small pieces "
                 "cost."
             )
+        if len(self.shown) > 1:
+            lines += _wrapped(
+                "Layouts that cannot win are tried at few cuts; they may reach a little more."
+            )
         return lines
 
     def _columns(self) -> list[str]:
         lines = ["What the columns say:"]
-        for name, meaning in _COLUMNS.items():
+        for name in self._shown_columns():
+            meaning = _COLUMNS[name]
             lines += _wrapped(f"  {name:<11}{meaning}", indent=" " * 13)
         return lines
 
@@ -153,19 +173,19 @@ def _layout_words(candidate: "Candidate") -> str:
     return f"placement {candidate.name} over {ranks} devices, in {count} replicas"
 
 
-def _row(candidate: "Candidate") -> list[str]:
+def _row(candidate: "Candidate") -> dict[str, str]:
     alone = candidate.placement.num_ranks == 1
-    return [
-        candidate.name,
-        str(candidate.num_replicas),
-        str(candidate.num_devices),
-        "-" if alone else candidate.policy,
-        str(candidate.num_microbatches),
-        str(candidate.num_chunks),
-        f"{candidate.speedup:.2f}x",
-        f"{candidate.busy_fraction:.0%}",
-        f"{candidate.peak_memory_bytes / 1e9:.2f} GB" + ("" if candidate.fits else " !"),
-    ]
+    return {
+        "placement": candidate.name,
+        "replicas": str(candidate.num_replicas),
+        "devices": str(candidate.num_devices),
+        "policy": "-" if alone else candidate.policy,
+        "M": str(candidate.num_microbatches),
+        "K": str(candidate.num_chunks),
+        "speedup": f"{candidate.speedup:.2f}x",
+        "busy": f"{candidate.busy_fraction:.0%}",
+        "memory": f"{candidate.peak_memory_bytes / 1e9:.2f} GB" + ("" if candidate.fits else " !"),
+    }
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:

@@ -7,6 +7,7 @@ import typer
 
 from cluster.commands.options import AsJson, ConfigFile, Device, Overrides, load_config
 from cluster.commands.output import print_result, reserved_stdout
+from model.errors import UserError
 
 
 def profile(
@@ -36,13 +37,19 @@ def profile(
     from pipeline.costs.file import save_costs
     from pipeline.costs.operation_costs import BatchShape
     from pipeline.costs.profiling import measure_costs, measure_link
+    from pipeline.json_file import check_writable
 
     config = load_config(config_file, overrides)
     sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
     shape = BatchShape(config.training.batch_size, source_length, target_length)
+    check_writable(output, "costs")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda, but torch finds no GPU here; use --device cpu")
+    shared_memory = config.cluster.shared_memory
+    way = "in shared memory" if shared_memory else "over the network (gloo)"
     with reserved_stdout() as stdout:
         torch.set_num_threads(config.cluster.threads_per_rank)
-        link = measure_link()
+        link = measure_link(shared_memory=shared_memory)
         costs = measure_costs(
             config.model_config_for(*sizes),
             shape,
@@ -58,13 +65,15 @@ def profile(
         result={
             "output": str(output),
             "one_device_s": costs.one_device_s(),
+            "link_way": way,
             "link_latency_s": link.latency_s,
             "link_bytes_per_s": link.bytes_per_s,
         },
         lines=[
             f"one device needs {costs.one_device_s():.3g} s a step of {shape.num_sentences} pairs "
             f"({source_length} and {target_length} positions); {costs.origin}",
-            f"link: {link.latency_s * 1e6:.0f} us, {link.bytes_per_s / 1e9:.2f} GB/s",
+            f"link between two processes here, {way} (cluster.shared_memory): "
+            f"{link.latency_s * 1e6:.0f} us, {link.bytes_per_s / 1e9:.2f} GB/s",
             f"costs are in {output}",
         ],
     )

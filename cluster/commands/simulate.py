@@ -1,5 +1,6 @@
 """The command simulate: how long a step takes with one layout, and where its time goes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +19,15 @@ from cluster.commands.cost_options import (
     costs_of,
     device_overrides,
     is_relative,
+    lengths_override,
 )
 from cluster.commands.options import AsJson, ConfigFile, Overrides, load_config
 from cluster.commands.output import print_result, reserved_stdout
+from model.errors import UserError
 
 if TYPE_CHECKING:
+    from cluster.config import Config
+    from pipeline.costs.operation_costs import Costs
     from pipeline.plan import Plan
     from pipeline.simulation.simulator import Simulation
 
@@ -65,6 +70,14 @@ def simulate(
     link_latency_us: LinkLatency = None,
     link_gb_per_s: LinkRate = None,
     device_tflops: DeviceRate = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            show_default=False,
+            help="Refuse a layout that needs more memory of a device, in 10^9 bytes.",
+        ),
+    ] = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Also draw the step, time from left to right.")
     ] = False,
@@ -106,7 +119,9 @@ def simulate(
         "time_chunks": time_chunks,
     }
     given = [f"pipeline.{key}={value}" for key, value in settings.items() if value is not None]
-    config = load_config(config_file, [*device_overrides(overrides, devices, replicas), *given])
+    device = device_overrides(overrides, devices, replicas)
+    config = load_config(config_file, [*device, *lengths_override(options), *given])
+    _check_not_ignored(config, {**settings, "devices": devices, "replicas": replicas})
     from cluster.layout import plan_of
     from pipeline.schedules.file import SavedSchedule
     from pipeline.schedules.file import save_schedule as write_schedule
@@ -120,6 +135,7 @@ def simulate(
         known = costs_of(options, config, model)
         known = known.fused() if fused else known
         plan = plan_of(config, model, costs=known)
+        _check_devices(plan, devices)
         planned = plan.training
         simulation = run_simulation(
             planned.schedule,
@@ -128,16 +144,18 @@ def simulate(
             known,
             num_replicas=plan.num_replicas,
         )
+        if memory_gb is not None:
+            _check_memory(plan, simulation, known, memory_gb)
         if draw is not None:
-            picture = draw_simulation(plan, simulation, relative=is_relative(known, options))
+            picture = draw_simulation(plan, simulation, relative=is_relative(known))
             write_picture(draw, picture)
         if save_schedule is not None:
             cuts = plan.num_microbatches, plan.num_chunks
             saved = SavedSchedule(planned.schedule, plan.placement, *cuts, plan.policy)
             write_schedule(save_schedule, saved)
     result = _result(plan, simulation)
-    result["time_unit"] = "step of one device" if is_relative(known, options) else "second"
-    result["costs"] = costs_line(known, options)
+    result["time_unit"] = "step of one device" if is_relative(known) else "second"
+    result["costs"] = costs_line(known)
     lines = [*_lines(plan, simulation, str(result["time_unit"])), str(result["costs"])]
     if grid:
         result["grid"] = draw_letters(simulation)
@@ -153,6 +171,47 @@ def simulate(
         result["schedule_file"] = str(save_schedule)
         lines.append(f"train with it: training.schedule={save_schedule}")
     print_result(stdout, as_json=as_json, result=result, lines=lines)
+
+
+def _check_not_ignored(config: "Config", settings: Mapping[str, Any]) -> None:
+    """Raise UserError if an option was given that a saved schedule or the planner would replace."""
+    decided: tuple[str, ...] = ()
+    if config.training.schedule is not None:
+        decided = ("placement", "policy", "microbatches", "time_chunks", "devices")
+        by = f"training.schedule={config.training.schedule} has its own"
+    elif config.pipeline.placement == "auto":
+        decided, by = ("policy", "microbatches", "time_chunks", "replicas"), "with placement auto "
+        by += "the planner chooses it"
+    for key in decided:
+        if settings[key] is not None:
+            raise UserError(
+                f"--{key.replace('_', '-')}={settings[key]} would be ignored, since {by}; leave "
+                "out one of them"
+            )
+
+
+def _check_devices(plan: "Plan", devices: int | None) -> None:
+    """Raise UserError if a placement whose ranks are fixed has others than were asked for."""
+    if devices is None or plan.num_workers == devices:
+        return
+    from pipeline.placements.description import counted
+
+    ranks = plan.num_ranks
+    fits = devices % ranks == 0
+    raise UserError(
+        f"placement {plan.placement.name} has {counted(ranks, 'rank', 'ranks')}"
+        f"{'' if plan.num_replicas == 1 else f' in each of {plan.num_replicas} replicas'}, where "
+        f"--devices={devices} were asked for; "
+        f"{f'add --replicas {devices // ranks} or ' if fits else ''}choose another"
+    )
+
+
+def _check_memory(plan: "Plan", simulation: "Simulation", costs: "Costs", limit_gb: float) -> None:
+    from pipeline.simulation.memory import check_memory
+
+    limit_bytes = int(limit_gb * 1e9)
+    peaks, graph = simulation.peak_memory_bytes, plan.training.graph
+    check_memory(peaks, graph, plan.placement, costs, limit_bytes)
 
 
 def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
@@ -173,7 +232,7 @@ def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
         "exposed_exchange_seconds": simulation.exchange_s,
         "one_device_seconds": simulation.one_device_s,
         "peak_memory_bytes": max(simulation.peak_memory_bytes),
-        "bytes_sent": sum(simulation.bytes_sent) * simulation.num_replicas,
+        "bytes_sent": simulation.all_bytes_sent,
         "ranks": [
             {
                 "rank": rank,

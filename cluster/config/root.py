@@ -71,6 +71,8 @@ class Config(Section):
     def _layout_problems(self) -> Iterator[str]:
         if self.training.schedule is None:
             yield from self._placement_problems()
+        if self.pipeline.placement == "auto" and self.training.schedule is None:
+            return  # the planner chooses replicas and cuts
         yield from self._batch_problems()
         num_positions = self.corpus.max_length + 1
         if self.pipeline.time_chunks > num_positions:
@@ -89,12 +91,19 @@ class Config(Section):
                 f"{num_sentences} sentences of a batch, which the replicas share; lower it or "
                 "raise training.batch_size"
             )
-        elif microbatches > -(-num_sentences // replicas):
-            share = f" for each of pipeline.replicas={replicas}" if replicas > 1 else ""
+            return
+        share = -(-num_sentences // replicas)
+        if microbatches > share:
+            batch = f"training.batch_size={num_sentences}"
+            what = f"the {batch} sentences of a batch"
+            if replicas > 1:
+                what = (
+                    f"the {share} sentences of a replica's share of {batch} "
+                    f"(pipeline.replicas={replicas})"
+                )
             yield (
-                f"pipeline.microbatches={microbatches}{share} is more than the "
-                f"training.batch_size={num_sentences} sentences of a batch; "
-                "lower it or raise training.batch_size"
+                f"pipeline.microbatches={microbatches} is more than {what}; lower it or raise "
+                "training.batch_size"
             )
 
     def _placement_problems(self) -> Iterator[str]:
@@ -199,12 +208,15 @@ class Config(Section):
         return self.model_dump(mode="json")
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(
+        cls, fields: Mapping[str, Any], *, origin: str = "the stored configuration"
+    ) -> Self:
         """Read what `to_dict` gave, for example out of a checkpoint's manifest.
 
-        Raises ConfigError if the fields are not those of a configuration of this version.
+        `origin` says in errors where the fields are from. Raises ConfigError if they are not those
+        of a configuration of this version.
         """
-        return validate(cls, fields, origin="the stored configuration")
+        return validate(cls, fields, origin=origin)
 
     def to_yaml(self) -> str:
         """Give the configuration as a YAML file that `load` reads back to an equal one."""

@@ -143,7 +143,8 @@ class PipelineConfig(Section):
     costs: FolderPath | None = Field(
         default=None,
         description="File of measured costs, for what depends on them: orders, shares of words, "
-        "auto; null: counts of arithmetic at one rate, messages free",
+        "auto; null: counts of arithmetic at one rate, messages free, but for auto the rate and "
+        "the link that are usual for cluster.device are assumed",
     )
     microbatches: int = Field(
         default=1, ge=1, le=10_000, description="Parts into which a batch's sentences are cut"

@@ -9,10 +9,11 @@ lookups and sums and take nothing.
 from dataclasses import replace
 
 from model.network import ModelConfig
-from pipeline.costs.operation_costs import BatchShape, Costs, Family, Link, OperationCost
+from pipeline.costs.operation_costs import KINDS, BatchShape, Costs, Family, Link, OperationCost
 from pipeline.graph import Kind
 
-KINDS: tuple[Kind, ...] = ("F", "I", "W")
+RELATIVE = "arithmetic at one rate"
+"""The origin of costs whose seconds mean nothing but parts of one device's step."""
 
 
 def arithmetic_costs(
@@ -33,11 +34,10 @@ def arithmetic_costs(
     """
     assert flop_per_s is None or one_device_step_s is None, "give the rate or the step, not both"
     shape = BatchShape(batch_size, source_length, target_length)
-    counted = Costs(
-        config, shape, _counts(config), link or Link(), precision, origin="arithmetic at one rate"
-    )
+    counted = Costs(config, shape, _counts(config), link or Link(), precision, origin=RELATIVE)
     if flop_per_s is not None:
         factor = 2.0 / flop_per_s
+        counted = replace(counted, origin=f"arithmetic at {flop_per_s / 1e12:g} TFLOP/s")
     else:
         factor = (one_device_step_s or 1.0) / counted.one_device_s()
     return replace(counted, operations=scaled(counted, factor).operations)

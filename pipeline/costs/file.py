@@ -8,6 +8,7 @@ from typing import Any
 from model.network import ModelConfig
 from pipeline.costs.operation_costs import (
     FAMILIES,
+    KINDS,
     BatchShape,
     Costs,
     CostsError,
@@ -19,7 +20,6 @@ from pipeline.graph import Kind
 from pipeline.json_file import read_json, write_json
 
 KIND, VERSION = "costs", 1
-_KINDS: tuple[Kind, ...] = ("F", "I", "W")
 
 
 def save_costs(path: Path, costs: Costs) -> None:
@@ -35,7 +35,7 @@ def save_costs(path: Path, costs: Costs) -> None:
         "operations": {
             family: {
                 kind: asdict(costs.operations[family, kind])
-                for kind in _KINDS
+                for kind in KINDS
                 if (family, kind) in costs.operations
             }
             for family in FAMILIES
@@ -48,17 +48,32 @@ def load_costs(path: Path) -> Costs:
     """Read a costs file; raises CostsError."""
     content = read_json(path, KIND, VERSION, CostsError)
     try:
-        return _costs(content)
+        costs = _costs(content)
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise CostsError(
             f"{path} is damaged ({type(problem).__name__}: {problem}); measure the costs again"
         ) from None
+    _check_complete(path, content["operations"])
+    return costs
+
+
+def _check_complete(path: Path, operations: dict[str, Any]) -> None:
+    """Raise CostsError if a family was left out; one that is free is there without operations."""
+    for family in FAMILIES:
+        needed = KINDS[:1] if family == "loss" else KINDS
+        given = operations.get(family)
+        missing = [kind for kind in needed if given is None or (given and kind not in given)]
+        if missing:
+            raise CostsError(
+                f"{path} has no costs for {', '.join(missing)} of the family {family}; measure the "
+                "costs again, or write an empty family if it takes no time"
+            )
 
 
 def _costs(content: dict[str, Any]) -> Costs:
     operations: dict[tuple[Family, Kind], OperationCost] = {}
     for family in FAMILIES:
-        for kind in _KINDS:
+        for kind in KINDS:
             if kind in content["operations"].get(family, {}):
                 operations[family, kind] = _checked(content["operations"][family][kind])
     return Costs(

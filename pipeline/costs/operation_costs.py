@@ -28,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     "softmax",
     "loss",
 )
+KINDS: tuple[Kind, ...] = ("F", "I", "W")
 
 
 class CostsError(UserError):
@@ -83,6 +84,11 @@ class Link:
     bytes_per_s: float = math.inf
     shared_by: Literal["pair", "sender", "none"] = "pair"
 
+    @property
+    def is_free(self) -> bool:
+        """Whether messages take no time."""
+        return self.latency_s == 0.0 and self.bytes_per_s == math.inf
+
 
 @dataclass(frozen=True)
 class BatchShape:
@@ -120,8 +126,7 @@ class Costs:
     def whole_block_s(self, spec: BlockSpec, kinds: str = "FIW") -> float:
         """Return the seconds of a block's operations on the whole batch, uncut."""
         size = self.batch.positions(spec.side), self.batch.num_sentences
-        every: tuple[Kind, ...] = ("F", "I", "W")
-        return sum(self.block_s(kind, spec, *size) for kind in every if kind in kinds)
+        return sum(self.block_s(kind, spec, *size) for kind in KINDS if kind in kinds)
 
     def one_device_s(self) -> float:
         """Return the seconds of a training step on one device, with the batch whole."""
@@ -138,14 +143,31 @@ class Costs:
         return replace(self, operations=joined)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise CostsError unless these are the costs of a model of the same sizes."""
-        for name in ("num_layers", "hidden_size", "embedding_size", "target_vocabulary_size"):
+        """Raise CostsError unless these are the costs of a model of the same layers.
+
+        Vocabularies may be of other sizes: the time of a shard is known for any number of words.
+        """
+        for name in ("num_layers", "hidden_size", "embedding_size"):
             mine, other = getattr(self.model, name), getattr(model, name)
             if mine != other:
                 raise CostsError(
                     f"the costs are those of a model with {name} {mine}, not {other}; "
                     "measure them again for this model"
                 )
+
+    def fitted_to(self, model: ModelConfig, num_sentences: int, precision: str) -> "Costs":
+        """Return these costs for a model of the same layers and another number of sentences.
+
+        Raises CostsError if they are of other layers or of another precision.
+        """
+        self.check(model)
+        if precision != self.precision:
+            raise CostsError(
+                f"the costs are those of precision {self.precision}, not of training.precision="
+                f"{precision}; measure them again with this precision"
+            )
+        batch = replace(self.batch, num_sentences=num_sentences)
+        return replace(self, model=model, batch=batch)
 
 
 class WorkSizes:

@@ -21,12 +21,20 @@ from model.batching import Batch, Chunk, make_batch
 from model.block import Block, Tensors
 from model.network import BlockSpec, ModelConfig, build_block
 from model.precision import Precision
-from pipeline.costs.operation_costs import FAMILIES, BatchShape, Costs, Family, Link, OperationCost
+from pipeline.costs.operation_costs import (
+    FAMILIES,
+    KINDS,
+    BatchShape,
+    Costs,
+    Family,
+    Link,
+    OperationCost,
+)
 from pipeline.graph import Kind
+from pipeline.transports.shared_memory import connect_ranks
 from pipeline.transports.torch_store import StoreServer
-from pipeline.transports.torch_transport import TorchTransport
+from pipeline.transports.transport import SumTransport
 
-KINDS: tuple[Kind, ...] = ("F", "I", "W")
 MOST_WORDS = 8192
 MOST_POSITIONS = 8
 _SMALL_BYTES, _LARGE_BYTES = 1024, 8 << 20
@@ -92,18 +100,21 @@ def fit(samples: Sequence[Sample]) -> OperationCost:
     return OperationCost(*best)
 
 
-def measure_link(num_repetitions: int = 20, timeout_s: float = 60.0) -> Link:
-    """Measure messages between this process and another one here, over gloo.
+def measure_link(
+    num_repetitions: int = 20, timeout_s: float = 60.0, *, shared_memory: bool = True
+) -> Link:
+    """Measure messages between this process and another one here, as ranks exchange them.
 
     Half of a round trip; the rate is that of what a large message takes longer than a small one.
+    In shared memory a message is copied once. Without `shared_memory` it goes through the network.
     """
     store = StoreServer("127.0.0.1", timeout_s)
     peer = multiprocessing.get_context("spawn").Process(
-        target=_echo, args=(store.port, num_repetitions, timeout_s), daemon=True
+        target=_echo, args=(store.port, num_repetitions, timeout_s, shared_memory), daemon=True
     )
     peer.start()
     try:
-        transport = TorchTransport.connect("127.0.0.1", store.port, 0, 2, timeout_s, group="link")
+        transport = _connect(store.port, 0, timeout_s, shared_memory)
         small_s, large_s = (
             statistics.median(
                 _round_trip(transport, size, index) for index in range(num_repetitions)
@@ -111,7 +122,7 @@ def measure_link(num_repetitions: int = 20, timeout_s: float = 60.0) -> Link:
             / 2
             for size in (_SMALL_BYTES, _LARGE_BYTES)
         )
-        transport.close()
+        _end(transport)
     finally:
         peer.join(timeout_s)
         store.close()
@@ -262,7 +273,19 @@ def _terms(sample: Sample) -> list[float]:
     return [1.0, float(sample.num_positions), tokens, tokens * sample.num_words]
 
 
-def _round_trip(transport: TorchTransport, num_bytes: int, index: int) -> float:
+def _connect(port: int, rank: int, timeout_s: float, shared_memory: bool) -> SumTransport:
+    return connect_ranks(
+        "127.0.0.1", port, rank, 2, timeout_s, group="link", shared_memory=shared_memory
+    )
+
+
+def _end(transport: SumTransport) -> None:
+    """Leave when both have read everything, so that neither writes to one that is gone."""
+    transport.all_reduce_sum(torch.zeros(1))
+    transport.close()
+
+
+def _round_trip(transport: SumTransport, num_bytes: int, index: int) -> float:
     message = torch.zeros(num_bytes // 4)
     pending = transport.receive((num_bytes // 4,), torch.float32, 1, index)
     start = time.perf_counter()
@@ -273,14 +296,14 @@ def _round_trip(transport: TorchTransport, num_bytes: int, index: int) -> float:
     return seconds
 
 
-def _echo(port: int, num_repetitions: int, timeout_s: float) -> None:
-    transport = TorchTransport.connect("127.0.0.1", port, 1, 2, timeout_s, group="link")
+def _echo(port: int, num_repetitions: int, timeout_s: float, shared_memory: bool) -> None:
+    transport = _connect(port, 1, timeout_s, shared_memory)
     for size in (_SMALL_BYTES, _LARGE_BYTES):
         for index in range(num_repetitions):
             message = transport.receive((size // 4,), torch.float32, 0, index).wait()
             transport.send(message, 0, index)
             transport.flush()
-    transport.close()
+    _end(transport)
 
 
 def _version() -> str:

@@ -48,6 +48,11 @@ def _layer_words(blocks: Sequence[str]) -> list[str]:
     ]
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return `1 rank` or `2 ranks`."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def joined(parts: Sequence[str]) -> str:
     """Return `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

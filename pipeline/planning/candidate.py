@@ -68,7 +68,7 @@ class Candidate:
     @property
     def bytes_sent(self) -> int:
         """What all devices send in a step."""
-        return sum(self.simulation.bytes_sent) * self.num_replicas
+        return self.simulation.all_bytes_sent
 
     def place(self) -> tuple[bool, float, int, int]:
         """Sort the fastest first, and what does not fit last; ties by what is simpler."""

@@ -47,7 +47,7 @@ def plan(
     if num_devices < 1:
         raise PlacementError(f"{num_devices} devices are too few to plan for; use 1 or more")
     costs.check(model)
-    costs = costs if batch is None else replace(costs, batch=batch)
+    costs = replace(costs, model=model, batch=batch or costs.batch)
     for policy in policies:
         named_policy(policy)
     settings = SearchSettings(

@@ -35,7 +35,8 @@ class Losses:
     """Shares of all devices' time without work, and of the step that messages cost.
 
     `before` is until a device's first operation, `after` from its last one to the last of all,
-    `exchange` from there to the end of the sums over replicas, `between` all other waits.
+    `exchange` from there to the end of the sums over replicas, `shares` where a replica has fewer
+    sentences than the largest share, `between` all other waits.
     `messages` is how much shorter the operations of a step would end on a free link.
     """
 
@@ -43,6 +44,7 @@ class Losses:
     between: float
     after: float
     exchange: float
+    shares: float
     messages: float
 
 
@@ -50,15 +52,16 @@ def losses(candidate: Candidate) -> Losses:
     """Return where a candidate's time goes that is not work."""
     simulation, step_s = candidate.simulation, candidate.step_s
     if not step_s:
-        return Losses(0.0, 0.0, 0.0, 0.0, 0.0)
+        return Losses(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     total, end_s = simulation.num_ranks * step_s, simulation.compute_s
     busy = [[op for op in rank if op.end_s > op.start_s] for rank in simulation.timeline]
     before = sum(rank[0].start_s if rank else end_s for rank in busy) / total
     after = sum(end_s - rank[-1].end_s if rank else 0.0 for rank in busy) / total
     exchange = simulation.exchange_s / step_s
-    between = max(0.0, simulation.bubble_fraction - before - after - exchange)
+    shares = (1.0 - simulation.mean_share) * sum(simulation.busy_s) / total
+    between = max(0.0, simulation.bubble_fraction - before - after - exchange - shares)
     messages = 1.0 - candidate.end_on_free_link_s / end_s
-    return Losses(before, between, after, exchange, messages)
+    return Losses(before, between, after, exchange, shares, messages)
 
 
 def why(candidate: Candidate, costs: Costs) -> str:
@@ -69,14 +72,15 @@ def why(candidate: Candidate, costs: Costs) -> str:
     extra = _extra_work(candidate)
     if ranks == 1:
         text = f"Every device has the whole model and 1/{count} of the sentences"
-        return f"{text}{extra}. {_about_sums(candidate, costs)}"
+        return f"{text}{extra}. {_about_shares(candidate, costs)}{_about_sums(candidate, costs)}"
     idea = IDEAS.get(candidate.placement.name, "a placement by hand")
     text = f"{idea}: {_reason(candidate)}{extra}."
     if count == 1:
         return text[0].upper() + text[1:]
     return (
         f"{count} replicas of the whole model, each over {ranks} devices and with 1/{count} of the "
-        f"sentences. In a replica, {text} {_about_sums(candidate, costs)}"
+        f"sentences. {_about_shares(candidate, costs)}In a replica, {text} "
+        f"{_about_sums(candidate, costs)}"
     )
 
 
@@ -90,6 +94,7 @@ def describe_losses(candidate: Candidate) -> str:
         "between operations, while inputs are still being made elsewhere": lost.between,
         "after a device is done and others are not": lost.after,
         "at the end, until the gradients of all replicas are summed": lost.exchange,
+        "in replicas with fewer sentences than others": lost.shares,
     }
     listed = [
         f"{share:.1%} {words}"
@@ -101,6 +106,17 @@ def describe_losses(candidate: Candidate) -> str:
         text += f" With messages that take no time, the work would be done {lost.messages:.0%} "
         text += "sooner."
     return text
+
+
+def _about_shares(candidate: Candidate, costs: Costs) -> str:
+    """Say so if the sentences cannot be shared out evenly."""
+    count, sentences = candidate.num_replicas, costs.batch.num_sentences
+    if candidate.simulation.mean_share == 1.0:
+        return ""
+    return (
+        f"The shares are unequal, {sentences // count} or {-(-sentences // count)} of "
+        f"{sentences} sentences, and the largest decides. "
+    )
 
 
 def _about_sums(candidate: Candidate, costs: Costs) -> str:
@@ -131,7 +147,7 @@ def _times_longer(share: float) -> str:
 def _extra_work(candidate: Candidate) -> str:
     """Say so if pieces of the work are so small that they take longer than the whole did."""
     simulation = candidate.simulation
-    all_s = sum(simulation.busy_s) * simulation.num_replicas
+    all_s = sum(simulation.busy_s) * simulation.num_replicas * simulation.mean_share
     extra = all_s / simulation.one_device_s - 1.0 if simulation.one_device_s else 0.0
     if extra < 3 * _SMALL:
         return ""
@@ -151,7 +167,7 @@ def _reason(candidate: Candidate) -> str:
         return f"the work is spread evenly, and devices are busy {busy:.0%} of its time"
     if share > 0.93:
         return (
-            f"rank {busiest} has the most work and is busy {share:.0%} of the time, the average "
+            f"device {busiest} has the most work and is busy {share:.0%} of the time, the average "
             f"device {busy:.0%}"
         )
     waits = {

@@ -7,6 +7,8 @@ transports do.
 Shapes: K positions of a chunk, B sentences, E embedding numbers, H cells, V words of a shard.
 """
 
+from collections.abc import Sequence
+
 from model.network import BlockSpec, ModelConfig
 from model.precision import Precision
 from pipeline.costs.operation_costs import Costs, WorkSizes
@@ -20,10 +22,9 @@ _INDEX_BYTES, _MASK_BYTES = 8, 1
 
 
 def check_memory(
-    schedule: Schedule, graph: Graph, placement: Placement, costs: Costs, limit_bytes: int
+    peaks: Sequence[int], graph: Graph, placement: Placement, costs: Costs, limit_bytes: int
 ) -> None:
-    """Raise ScheduleError if a rank would hold more than the limit at any time."""
-    peaks = peak_memory_bytes(schedule, graph, placement, costs)
+    """Raise ScheduleError if a rank would hold more than the limit; `peaks` has what each holds."""
     rank = max(range(len(peaks)), key=lambda rank: peaks[rank])
     if peaks[rank] > limit_bytes:
         kept = sum(

@@ -42,7 +42,9 @@ class Simulation:
     `timeline` is that of the replica with the largest share of the batch, `exchanges` its sums of
     gradients over replicas, by rank. `one_device_s` is the time of the same training step on one
     device, `peak_memory_bytes` what a rank holds at most (see `pipeline.simulation.memory`),
-    `bytes_sent` counts each rank's messages and its part in the sums.
+    `bytes_sent` counts each rank's messages and its part in the sums, which is `sum_bytes`.
+    `mean_share` is an average replica's part of the largest share: below 1 where a batch cannot be
+    shared out evenly.
     """
 
     timeline: tuple[tuple[TimedOperation, ...], ...]
@@ -51,6 +53,8 @@ class Simulation:
     bytes_sent: tuple[int, ...]
     num_replicas: int = 1
     exchanges: tuple[tuple[TimedExchange, ...], ...] = ()
+    sum_bytes: tuple[int, ...] = ()
+    mean_share: float = 1.0
 
     @property
     def num_ranks(self) -> int:
@@ -90,7 +94,7 @@ class Simulation:
 
     @cached_property
     def busy_s(self) -> tuple[float, ...]:
-        """Each rank's time in operations."""
+        """Each rank's time in operations, in the replica with the largest share."""
         return tuple(sum(timed.end_s - timed.start_s for timed in rank) for rank in self.timeline)
 
     @property
@@ -100,9 +104,16 @@ class Simulation:
 
     @property
     def bubble_fraction(self) -> float:
-        """The idle share of all ranks' time."""
+        """The idle share of the time of all ranks of all replicas."""
         total = self.num_ranks * self.step_seconds
-        return sum(self.idle_s) / total if total else 0.0
+        return 1.0 - self.mean_share * sum(self.busy_s) / total if total else 0.0
+
+    @property
+    def all_bytes_sent(self) -> int:
+        """What all ranks of all replicas send; messages go with a replica's share."""
+        in_sums = sum(self.sum_bytes)
+        messages = self.mean_share * (sum(self.bytes_sent) - in_sums)
+        return round(self.num_replicas * (messages + in_sums))
 
 
 def simulate(
@@ -133,18 +144,21 @@ def simulation_of(
     """Return what follows from the times of a step; `costs` are those of the whole batch."""
     share = replica_costs(costs, num_replicas)
     peaks = list(peak_memory_bytes(schedule, graph, placement, share))
-    sent = bytes_sent(times.timed)
+    sums = [0] * placement.num_ranks
     for spec in graph.blocks if graph.training else ():
         rank = placement.rank_of[spec.name]
         peaks[rank] += exchange_memory_bytes(spec, share, num_replicas)
-        sent[rank] += exchange_bytes(spec, share, num_replicas)
+        sums[rank] += exchange_bytes(spec, share, num_replicas)
+    messages = bytes_sent(times.timed)
     return Simulation(
         timeline=times.timeline(),
         one_device_s=costs.one_device_s(),
         peak_memory_bytes=tuple(peaks),
-        bytes_sent=tuple(sent),
+        bytes_sent=tuple(map(sum, zip(messages, sums, strict=True))),
         num_replicas=num_replicas,
         exchanges=times.exchanges,
+        sum_bytes=tuple(sums),
+        mean_share=costs.batch.num_sentences / (num_replicas * share.batch.num_sentences),
     )
 
 

@@ -4,6 +4,7 @@ That is where each tensor lies, and how many of them have been read. A record is
 numbers. A tag from 0 on announces a tensor; the others are below.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -24,9 +25,8 @@ _READ = -2
 """How many of the receiver's tensors were read."""
 _BYTES = -3
 """So many bytes follow."""
-_READ_BYTES = 16384
+_BUFFER_BYTES = 16384
 _MAX_FDS = 16
-_FDS_SPACE = socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize)
 
 
 class Arrival(NamedTuple):
@@ -37,7 +37,7 @@ class Arrival(NamedTuple):
     offset: int
 
 
-class Link:
+class PeerLink:
     """One rank's end of the way to another rank of its machine.
 
     Nothing blocks but to wait for the peer, and no wait is longer than `timeout_s`. On every
@@ -73,6 +73,8 @@ class Link:
         self._segments: dict[int, MappedSegment] = {}
         self._fds: deque[int] = deque()
         self._partial = b""
+        # Not at the import, which must work where the system has no such messages.
+        self._fds_space = socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize)
 
     def announce(self, tag: int, segment: Segment, offset: int) -> None:
         """Tell the peer where the message `tag` lies."""
@@ -137,8 +139,8 @@ class Link:
     def _read(self, flags: int = 0) -> bool:
         """Take in what has come; if nothing has, wait for something, or return False at once."""
         try:
-            data, attached, _, _ = self._socket.recvmsg(
-                _READ_BYTES, _FDS_SPACE, flags | socket.MSG_CMSG_CLOEXEC
+            data, attached, outcome, _ = self._socket.recvmsg(
+                _BUFFER_BYTES, self._fds_space, flags | socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             if flags & socket.MSG_DONTWAIT:
@@ -150,6 +152,8 @@ class Link:
             raise self._lost("it has left the group, or died")
         for _, _, content in attached:
             self._fds.extend(array("i", content))
+        if outcome & socket.MSG_CTRUNC:
+            raise self._lost("no file descriptors left")
         self._understand(self._partial + data)
         return True
 
@@ -162,9 +166,7 @@ class Link:
                 self._arrivals[tag].append(arrival)
                 self._num_arrived += 1
             elif tag == _SEGMENT:
-                fd = self._fds.popleft()
-                self._segments[number] = MappedSegment(fd, amount)
-                os.close(fd)
+                self._segments[number] = self._mapped(self._fds.popleft(), amount)
             elif tag == _READ:
                 self._num_read_by_peer = amount
             else:
@@ -175,6 +177,14 @@ class Link:
                 start += amount
             start += size
         self._partial = data[start:]
+
+    def _mapped(self, fd: int, num_bytes: int) -> MappedSegment:
+        try:
+            return MappedSegment(fd, num_bytes)
+        except OSError as error:
+            raise self._lost(f"cannot map its memory: {error.strerror}") from None
+        finally:
+            os.close(fd)
 
     def _lost(self, reason: str) -> TransportError:
         """Leave the group; return the error to raise."""
@@ -213,6 +223,8 @@ class _Outbox:
                     return
                 record, fds = record[num_sent:], ()
         with self._changed:
+            if not self._open:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             self._waiting.append((record, fds))
             self._changed.notify()
         if self._thread is None:
@@ -242,7 +254,10 @@ class _Outbox:
                     record = record[self._send(record, fds, 0) :]
                     fds = ()
             except OSError:
-                return  # the peer has gone, which this rank learns when it reads
+                # The peer has gone, which this rank learns when it reads, or puts more here.
+                with self._changed:
+                    self._open = False
+                return
             with self._changed:
                 self._waiting.popleft()
 

@@ -1,7 +1,7 @@
 """Finds the ranks of a group that run on the same machine, and opens a socket to each of them.
 
 Every rank publishes in the group's store on which machine it is and where it listens. Sockets are
-in Linux's abstract namespace, which has no files; only processes of the same user are let in.
+in Linux's abstract namespace, which has no files; both ends check that the other has their user.
 """
 
 import json
@@ -21,19 +21,24 @@ from pipeline.transports.transport import TransportError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _HELLO = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("@3i")
+_CREDENTIALS = struct.Struct("@i2I")
 
 
 def meet_on_machine(
-    store: Store, rank: int, num_ranks: int, timeout_s: float
+    store: Store, host: str, port: int, rank: int, num_ranks: int, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Return a connected socket for every other rank of this machine.
 
-    All ranks of the group must call it. Raises TransportError.
+    All ranks of the group must call it; `store` is served at `host`:`port`. Raises TransportError.
     """
-    listener = _listen(num_ranks)
+    machine, address = machine_id(), _address_towards(host, port)
+    listener = _listen(num_ranks) if machine and address else None
     try:
-        own = {"machine": machine_id() if listener else None, "name": _name_of(listener)}
+        # Virtual machines that were restored from one snapshot differ only in their addresses.
+        own = {
+            "machine": f"{machine} {address}" if listener else None,
+            "name": _name_of(listener),
+        }
         store.set(_key(rank), json.dumps(own))
         published = [json.loads(text) for text in store.multi_get([*map(_key, range(num_ranks))])]
         peers = {
@@ -60,10 +65,23 @@ def machine_id() -> str | None:
     if sys.platform != "linux" or not hasattr(os, "memfd_create"):
         return None
     try:
+        # Security settings may forbid this memory, and then it is time to learn it.
+        os.close(os.memfd_create("baton", os.MFD_CLOEXEC))
         spaces = [str(Path("/proc/self/ns", kind).readlink()) for kind in ("net", "user")]
-        return " ".join([_BOOT_ID.read_text().strip(), *spaces, str(os.getuid())])
+        return " ".join([_BOOT_ID.read_text().strip(), *spaces, str(os.geteuid())])
     except OSError:
-        return None  # without /proc there is no telling
+        return None  # no such memory, or no /proc to tell
+
+
+def _address_towards(host: str, port: int) -> str | None:
+    """Return this machine's own address on the way to another; None if there is no way."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # chooses the way and sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
 
 
 def _key(rank: int) -> str:
@@ -71,8 +89,6 @@ def _key(rank: int) -> str:
 
 
 def _listen(num_ranks: int) -> socket.socket | None:
-    if machine_id() is None:
-        return None
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(f"\0baton-{secrets.token_hex(16)}")
@@ -97,16 +113,17 @@ def _connect(
             found[other] = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             found[other].settimeout(_left_s(deadline))
             found[other].connect(f"\0{peers[other]}")
+            if _user_of(found[other]) != os.geteuid():
+                raise PermissionError(f"the socket of rank {other} belongs to another user")
             found[other].sendall(_HELLO.pack(rank))
         higher = {peer for peer in peers if peer > rank}
         while higher:
             listener.settimeout(_left_s(deadline))
             connection, _ = listener.accept()
-            if _user_of(connection) != os.getuid():
+            if _user_of(connection) != os.geteuid():
                 connection.close()
                 continue
-            other = _caller(connection, deadline)
-            assert other in higher, "a rank called twice"
+            other = _caller(connection, higher, deadline)
             found[other] = connection
             higher.remove(other)
     except BaseException:
@@ -115,12 +132,18 @@ def _connect(
     return found
 
 
-def _caller(connection: socket.socket, deadline: float) -> int:
-    connection.settimeout(_left_s(deadline))
-    hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
-    if len(hello) < _HELLO.size:
-        raise ConnectionResetError("a rank hung up")
-    (rank,) = _HELLO.unpack(hello)
+def _caller(connection: socket.socket, expected: set[int], deadline: float) -> int:
+    try:
+        connection.settimeout(_left_s(deadline))
+        hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
+        if len(hello) < _HELLO.size:
+            raise ConnectionResetError("a rank hung up")
+        (rank,) = _HELLO.unpack(hello)
+        if rank not in expected:
+            raise ConnectionRefusedError(f"a call as rank {rank}, which was not to call (again)")
+    except BaseException:
+        connection.close()
+        raise
     return int(rank)
 
 

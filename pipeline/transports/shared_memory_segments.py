@@ -58,8 +58,12 @@ class Segment:
     def __init__(self, number: int, num_bytes: int) -> None:
         self.number, self.num_bytes = number, num_bytes
         self.fd = os.memfd_create("baton", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, num_bytes)
-        self.mapped = MappedSegment(self.fd, num_bytes)
+        try:
+            os.ftruncate(self.fd, num_bytes)
+            self.mapped = MappedSegment(self.fd, num_bytes)
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def close(self) -> None:
         """Take no more readers; the memory goes with the last tensor that lies in it."""

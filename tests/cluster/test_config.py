@@ -135,7 +135,7 @@ def test_every_setting_is_described() -> None:
         (["pipeline.replicas=129"], "replicas=129 is more than the training.batch_size=128"),
         (
             ["pipeline.replicas=3", "pipeline.microbatches=44"],
-            "microbatches=44 for each of pipeline.replicas=3 is more than the training.batch_size",
+            "microbatches=44 is more than the 43 sentences of a replica's share of training",
         ),
         (["corpus.max_length=2"], "time_chunks=4 is more than the 3 positions"),
         (["pipeline.microbatches=0"], "pipeline.microbatches is 0; it must be at least 1"),

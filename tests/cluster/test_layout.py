@@ -73,3 +73,18 @@ def test_a_line_tells_replicas_only_where_there_are_some() -> None:
         config_of("pipeline.placement=paper", "pipeline.ranks=3", "pipeline.replicas=2"), MODEL
     )
     assert layout_words(paper).startswith("2 replicas of 3 ranks (placement paper), ")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_measurements_the_planner_assumes_a_usual_device(device: str) -> None:
+    settings = "pipeline.ranks=2", f"cluster.device={device}"
+    # What auto replaces is not held against it.
+    replaced = "training.batch_size=4", "pipeline.microbatches=8", "pipeline.time_chunks=1000"
+    plan = plan_of(config_of("pipeline.placement=auto", *settings, *replaced), MODEL)
+    assert plan.costs is not None
+    assert not plan.costs.link.is_free
+    assert plan.costs.batch.num_sentences == 4
+    assert "(from assumed costs; `baton profile` measures)" in layout_words(plan)
+    named = plan_of(config_of("pipeline.placement=paper", *settings), MODEL)
+    assert named.costs is None
+    assert "assumed" not in layout_words(named)

@@ -16,7 +16,7 @@ from model.errors import UserError
 from model.network import ModelConfig
 from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.costs.file import save_costs
-from pipeline.costs.operation_costs import Costs, CostsError, Link
+from pipeline.costs.operation_costs import BatchShape, Costs, CostsError, Link
 from pipeline.in_process import InProcessPipeline
 from pipeline.placements.named import PLACEMENTS
 from pipeline.placements.placement import PlacementError
@@ -132,6 +132,18 @@ def test_measured_costs_come_from_a_file(tmp_path: Path) -> None:
         (["--devices", "1"], "pipeline.ranks=1 is too few for pipeline.placement=paper"),
         (["--microbatches", "1000"], "pipeline.microbatches=1000 is more than"),
         (["--costs", "/nowhere/costs.json"], "cannot read /nowhere/costs.json"),
+        (
+            ["--devices", "8", "--placement", "single"],
+            "placement single has 1 rank, where --devices=8 were asked for; add --replicas 8 or",
+        ),
+        (
+            ["--placement", "auto", "--policy", "1f1b"],
+            "--policy=1f1b would be ignored, since with placement auto the planner chooses it",
+        ),
+        (["--memory-gb", "0.5"], "rank 0 would hold 1,323,072,000 bytes"),
+        (["--save-schedule", "."], "cannot write the schedule file .: it is a folder"),
+        (["--save-schedule", "/dev/null/x"], "/dev/null is no folder"),
+        (["--source-length", "200", "--time-chunks", "201"], "more than the 200 positions"),
     ],
 )
 def test_simulate_tells_mistakes_in_a_line(arguments: list[str], expected: str) -> None:
@@ -241,7 +253,11 @@ def test_simulate_shares_devices_among_replicas() -> None:
 @pytest.mark.parametrize(
     ("link", "expected"),
     [
-        ((), "Recommended: data parallelism, the whole model on each of 8 devices."),
+        (
+            (),
+            "Recommended where messages are free: data parallelism, the whole model on each of 8 "
+            "devices.",
+        ),
         (
             ("--device-tflops", "10", "--link-gb-per-s", "10", "--link-latency-us", "20"),
             "Recommended: placement separate over 8 devices.",
@@ -255,17 +271,22 @@ def test_plan_recommends_at_the_top(link: tuple[str, ...], expected: str) -> Non
     assert "pipeline.replicas=" in text
 
 
-def test_plan_reads_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+@pytest.mark.parametrize("columns", [80, 100])
+def test_plan_reads_well(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     result = invoke("plan", PAPER, "--devices", "8", "--memory-gb", "2")
     assert result.exit_code == 0, result.output
     text = result.stdout
-    assert "Recommended: placement split over" in text
+    assert "Recommended where messages are free: placement split over" in text
     assert "What the columns say:" in text
     assert "Who owns what" in text
     assert "pipeline.placement=split" in text
     assert "! more than the 2 GB that a device may hold" in text
     assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    table = text.split("\n\n")[2].splitlines()
+    assert max(map(len, table)) <= 80
+    assert table[0].split()[:4] == ["placement", "replicas", "policy", "M"]
 
 
 def test_a_plan_that_fits_nowhere_is_refused_in_a_line() -> None:
@@ -345,8 +366,62 @@ def test_layouts_that_cannot_work_are_refused(overrides: list[str], expected: st
 
 def test_costs_of_another_model_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
-    costs: Costs = arithmetic_costs(ModelConfig(30, 41, 2, 8, 8), 4, 7, 9)
+    costs: Costs = arithmetic_costs(ModelConfig(30, 40, 2, 9, 8), 4, 7, 9)
     save_costs(path, costs)
     config = small_config(f"pipeline.costs={path}", "pipeline.placement=split", "pipeline.ranks=2")
-    with pytest.raises(CostsError, match="target_vocabulary_size 41, not 40"):
+    with pytest.raises(CostsError, match="hidden_size 9, not 8"):
         plan_of(config, MODEL)
+
+
+def test_costs_serve_other_vocabularies_and_batches_but_no_other_precision(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    save_costs(path, arithmetic_costs(ModelConfig(31, 41, 2, 8, 8), 9, 7, 6))
+    settings = f"pipeline.costs={path}", "pipeline.placement=split", "pipeline.ranks=2"
+    plan = plan_of(small_config(*settings), MODEL)
+    assert plan.costs is not None
+    assert plan.costs.model == MODEL
+    assert plan.costs.batch == BatchShape(4, 7, 6)
+    with pytest.raises(CostsError, match="float32, not of training.precision=bfloat16"):
+        plan_of(small_config(*settings, "training.precision=bfloat16"), MODEL)
+
+
+def test_one_half_of_a_link_leaves_the_other_as_it_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    save_costs(path, arithmetic_costs(MODEL, 4, 7, 9, link=Link(1e-3, 2e9)))
+    arguments = (QUICKSTART, *SMALL, "--costs", str(path))
+    found = as_json("simulate", *arguments, "--link-latency-us", "5")
+    assert "messages 5 us + 2 GB/s" in found["costs"]
+    found = as_json("simulate", *arguments, "--link-gb-per-s", "7")
+    assert "messages 1000 us + 7 GB/s" in found["costs"]
+
+
+def test_given_lengths_allow_as_many_time_chunks() -> None:
+    lengths = "--source-length", "200", "--time-chunks", "100"
+    assert as_json("simulate", QUICKSTART, *SMALL, *lengths)["time_chunks"] == 100
+
+
+def test_a_saved_schedule_and_options_of_the_layout_exclude_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    as_json("simulate", QUICKSTART, *SMALL, "--save-schedule", str(path))
+    result = invoke(
+        "simulate", QUICKSTART, *SMALL, f"training.schedule={path}", "--time-chunks", "2"
+    )
+    assert "--time-chunks=2 would be ignored" in str(result.exception)
+
+
+def test_a_plan_keeps_the_costs_that_it_counts_with(tmp_path: Path) -> None:
+    link = ("--device-tflops", "0.001", "--link-gb-per-s", "0.01", "--link-latency-us", "1")
+    arguments = (QUICKSTART, *SMALL, "--devices", "2", *link)
+    path = tmp_path / "costs.json"
+    found = as_json("plan", *arguments, "--save-costs", str(path))
+    assert f"pipeline.costs={path}" in found["overrides"]
+    again = as_json("simulate", QUICKSTART, *SMALL, *found["overrides"])
+    assert again["speedup"] == pytest.approx(found["best"]["speedup"])
+    assert (again["time_unit"], again["costs"]) == ("second", found["costs"])
+    assert "--save-costs FILE" in invoke("plan", *arguments).stdout
+
+
+def test_profile_looks_at_its_output_before_it_measures(tmp_path: Path) -> None:
+    result = invoke("profile", QUICKSTART, "--output", str(tmp_path))
+    assert isinstance(result.exception, UserError)
+    assert "it is a folder; name another file" in str(result.exception)

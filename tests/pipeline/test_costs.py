@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from model.errors import UserError
 from model.network import ModelConfig, network_blocks
 from pipeline.costs.arithmetic import arithmetic_costs, scaled
 from pipeline.costs.file import load_costs, save_costs
@@ -99,3 +100,38 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("costs")
     with pytest.raises(CostsError, match="is not JSON"):
         load_costs(tmp_path / "text.json")
+
+
+@pytest.mark.parametrize(
+    ("softmax", "words"),
+    [(None, "no costs for F, I, W of the family softmax"), ({"F": {}, "I": {}}, "no costs for W")],
+)
+def test_a_file_without_a_family_is_refused(
+    tmp_path: Path, softmax: dict[str, Any] | None, words: str
+) -> None:
+    path = tmp_path / "costs.json"
+    save_costs(path, arithmetic_costs(PAPER))
+    content = json.loads(path.read_text())
+    del content["operations"]["softmax"]
+    if softmax is not None:
+        content["operations"]["softmax"] = softmax
+    path.write_text(json.dumps(content))
+    with pytest.raises(CostsError, match=words):
+        load_costs(path)
+
+
+def test_a_costs_file_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / ("x" * 250)).mkdir()
+    for path in (tmp_path, tmp_path / "file" / "costs.json", tmp_path / ("y" * 255)):
+        with pytest.raises(UserError, match="cannot write the costs file .*; name another file"):
+            save_costs(path, arithmetic_costs(PAPER))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_costs_are_fitted_to_another_batch_and_vocabulary() -> None:
+    smaller = replace(PAPER, source_vocabulary_size=100, target_vocabulary_size=200)
+    fitted = arithmetic_costs(PAPER).fitted_to(smaller, 7, "float32")
+    assert (fitted.model, fitted.batch) == (smaller, BatchShape(7, 29, 29))
+    with pytest.raises(CostsError, match="precision float32, not of training.precision=float64"):
+        fitted.fitted_to(PAPER, 7, "float64")

@@ -14,7 +14,7 @@ from pipeline.placements.named import named_placement
 from pipeline.placements.placement import Placement
 from pipeline.plan import Plan
 from pipeline.simulation.simulator import Simulation, TimedOperation, simulate
-from pipeline.timeline import drawing
+from pipeline.timeline import picture as pictures
 from pipeline.timeline.bars import Bar, bars_of, coarsened
 from pipeline.timeline.drawing import draw_recorded, draw_simulation, write_picture
 from pipeline.timeline.palette import COLOURS, PARTS, part_of
@@ -69,12 +69,12 @@ def test_bars_stand_to_scale_in_their_rows() -> None:
     # The layer rank has F, I and W of encoder and decoder; the softmax rank works from 2 s to 5 s
     # of the step's 8 s.
     assert len(rows) == 2
-    second = drawing.PLOT / 8
+    second = pictures.PLOT / 8
     assert [len(shapes(rows[0], look)) for look in ("Fe", "Fd", "Id", "Ie", "Wd", "We")] == [1] * 6
     for number, look in enumerate(("Fs", "Is", "Ws"), start=2):
         (bar,) = shapes(rows[1], look)
         x, rest = bar.split(" ", 1)
-        assert float(x) == pytest.approx(drawing.LEFT + number * second, abs=0.01)
+        assert float(x) == pytest.approx(pictures.LEFT + number * second, abs=0.01)
         width = float(rest.split("h")[1].split("v")[0])
         assert width == pytest.approx(second, abs=0.61)
 
@@ -126,9 +126,9 @@ def test_sums_over_replicas_are_drawn_where_they_run() -> None:
     picture = draw_simulation(plan, simulation)
     strips = [rect for row in rows_of(picture) for rect in row if rect.get("class") == "sum"]
     assert len(strips) == len(simulation.exchanges[0]) > 0
-    scale = drawing.PLOT / simulation.step_seconds
+    scale = pictures.PLOT / simulation.step_seconds
     for strip, exchange in zip(strips, simulation.exchanges[0], strict=True):
-        x = drawing.LEFT + scale * exchange.start_s
+        x = pictures.LEFT + scale * exchange.start_s
         assert float(strip.get("x") or 0) == pytest.approx(x, abs=0.01)
     words = words_on(picture)
     assert "x 2 replicas" in words[0]

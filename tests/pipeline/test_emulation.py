@@ -137,6 +137,22 @@ def test_an_operation_takes_the_cost_of_its_chunk() -> None:
     assert time.now_s == pytest.approx(3.5, abs=1e-3)
 
 
+def test_values_of_all_sizes_lie_in_the_zeros_of_the_largest() -> None:
+    model = small_model()
+    device = EmulatedDevice(small_plan(model=model, precision="float32"), clock_of(FakeTime(0.0)))
+    spec = next(spec for spec in network_blocks(model) if spec.kind == "recurrence")
+    sizes = [(positions, 3) for positions in (5, 2, 9, 1)]
+    for _ in range(2):
+        values = [device.run(kind, spec, size) for kind in ("F", "I") for size in sizes]
+    for (num_positions, _), of_i in zip(sizes, values[len(sizes) :], strict=True):
+        assert of_i["gates"].shape == (num_positions, 3, 4 * model.hidden_size)
+        assert of_i["cell"].shape == (3, model.hidden_size)
+    tensors = [tensor for found in values for tensor in found.values()]
+    assert not any(tensor.any() for tensor in tensors)
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    assert len({tensor.data_ptr() for tensor in tensors}) == 1
+
+
 def test_what_goes_to_other_ranks_is_written_where_the_transport_wants_it() -> None:
     model = small_model()
     device = EmulatedDevice(small_plan(model=model), clock_of(FakeTime(late_s=0.0)))
@@ -148,7 +164,7 @@ def test_what_goes_to_other_ranks_is_written_where_the_transport_wants_it() -> N
         asked.append(shape)
         return memory if len(asked) == 1 else None
 
-    device.sends(["hidden", "output"], empty)
+    device.announce_outputs(["hidden", "output"], empty)
     values = device.run("F", spec, (2, 3))
     assert values["hidden"] is memory
     assert not memory.any()

@@ -91,6 +91,15 @@ def test_only_touched_rows_of_embeddings_travel() -> None:
         assert result.bytes_sent == dense + (source + target) * model.embedding_size * 8
 
 
+def test_an_update_without_a_batch_changes_nothing() -> None:
+    pipeline = InProcessPipeline(small_plan(num_replicas=2))
+    before = {key: parameter.value.clone() for key, parameter in pipeline.parameters(1).items()}
+    norms = pipeline.each(lambda stage: stage.update(4, 0.7, 5.0))
+    assert norms == [0.0, 0.0]
+    after = pipeline.parameters(1)
+    assert all(torch.equal(after[key].value, value) for key, value in before.items())
+
+
 def test_all_replicas_refuse_a_gradient_that_is_not_finite_and_can_go_on() -> None:
     plan = small_plan((2, 1), num_replicas=2)
     pipeline = InProcessPipeline(plan)

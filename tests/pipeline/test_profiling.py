@@ -62,8 +62,9 @@ def test_measured_costs_cover_every_operation_and_survive_a_file(
     assert costs.one_device_s() > 0.0
 
 
-def test_the_link_between_two_processes_has_a_latency_and_a_rate() -> None:
-    link = measure_link(num_repetitions=2)
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_the_link_between_two_processes_has_a_latency_and_a_rate(shared_memory: bool) -> None:
+    link = measure_link(num_repetitions=2, shared_memory=shared_memory)
     assert 0.0 < link.latency_s < math.inf
     assert 0.0 < link.bytes_per_s < math.inf
 

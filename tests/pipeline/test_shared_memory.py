@@ -2,12 +2,14 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,15 +19,15 @@ from hypothesis import strategies as st
 from pipeline.stage import Stage
 from pipeline.transports import shared_memory_meeting
 from pipeline.transports.shared_memory import SharedMemoryTransport, connect_ranks
-from pipeline.transports.shared_memory_link import Link
+from pipeline.transports.shared_memory_link import PeerLink
 from pipeline.transports.shared_memory_meeting import machine_id, meet_on_machine
-from pipeline.transports.shared_memory_segments import MAX_UNREAD_PASSES, Arena
+from pipeline.transports.shared_memory_segments import MAX_UNREAD_PASSES, Arena, Segment
 from pipeline.transports.torch_store import StoreServer, attempt_store
 from pipeline.transports.torch_transport import TorchTransport
 from pipeline.transports.transport import Transport, TransportError
 from tests.batches import random_batch
 from tests.pipeline.plans import small_plan
-from tests.pipeline.test_transport import connect_all, on_each
+from tests.pipeline.test_transport import connect_all, connect_on_two_machines, on_each
 
 pytestmark = pytest.mark.skipif(machine_id() is None, reason="only Linux has what this takes")
 
@@ -53,9 +55,9 @@ def shared(store: StoreServer, num_ranks: int) -> list[SharedMemoryTransport]:
 
 
 @pytest.fixture
-def links() -> Iterator[list[Link]]:
+def links() -> Iterator[list[PeerLink]]:
     ends = socket.socketpair()
-    made = [Link(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)]
+    made = [PeerLink(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)]
     yield made
     for link in made:
         link.close()
@@ -116,7 +118,7 @@ def test_nothing_is_overwritten_while_a_slow_rank_may_read_it(
 ) -> None:
     ends = socket.socketpair()
     sender, reader = (
-        Link(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)
+        PeerLink(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)
     )
     # Small segments, so that passes fill several and some messages need one of their own.
     arena = Arena(segment_bytes=4096)
@@ -187,7 +189,7 @@ def test_a_rank_is_only_so_many_passes_ahead_of_its_readers(
     assert pair[0].arena.num_segments <= MAX_UNREAD_PASSES + 1
 
 
-def test_what_was_laid_aside_is_not_told_as_read(links: list[Link]) -> None:
+def test_what_was_laid_aside_is_not_told_as_read(links: list[PeerLink]) -> None:
     arena = Arena(4096)
     for tag in range(3):
         links[0].announce(tag, *arena.reserve(4))
@@ -205,7 +207,7 @@ def test_what_was_laid_aside_is_not_told_as_read(links: list[Link]) -> None:
 @settings(max_examples=20, deadline=None)
 def test_bytes_of_any_size_pass_both_ways_at_once(sizes: list[int]) -> None:
     ends = socket.socketpair()
-    links = [Link(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)]
+    links = [PeerLink(rank, 1 - rank, end, 20.0, lambda: None) for rank, end in enumerate(ends)]
     payloads = [bytes([index + 1]) * size for index, size in enumerate(sizes)]
     for link in links:
         for payload in payloads:
@@ -273,10 +275,175 @@ def test_without_shared_memory_ranks_use_the_network(
         transport.close()
 
 
+def forbidden(name: str, flags: int) -> int:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_where_shared_memory_cannot_be_had_ranks_use_the_network(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    transports = connect_all(store, 2, 20.0, shared_memory=True)
+    assert all(isinstance(transport, TorchTransport) for transport in transports)
+    for transport in transports:
+        transport.close()
+
+
+def test_copies_of_one_machine_with_other_addresses_use_the_network(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def address_towards(host: str, port: int) -> str:
+        asked.append((host, port))
+        return f"192.0.2.{len(asked)}"
+
+    monkeypatch.setattr(shared_memory_meeting, "_address_towards", address_towards)
+    transports = connect_all(store, 2, 20.0, shared_memory=True)
+    assert all(isinstance(transport, TorchTransport) for transport in transports)
+    assert asked == [(store.host, store.port)] * 2
+    for transport in transports:
+        transport.close()
+
+
+def test_the_address_is_that_of_the_way_to_the_store() -> None:
+    assert shared_memory_meeting._address_towards("127.0.0.1", 80) == "127.0.0.1"
+
+
+def test_a_socket_of_another_user_is_refused(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def user_of(connection: socket.socket) -> int:
+        # Only the calling side, rank 1, is deceived.
+        return os.geteuid() + int(connection.getsockname() == "")
+
+    monkeypatch.setattr(shared_memory_meeting, "_user_of", user_of)
+
+    def meet(rank: int) -> str:
+        found = attempt_store(store.host, store.port, 2.0, "group", 0)
+        with pytest.raises(TransportError) as caught:
+            meet_on_machine(found, store.host, store.port, rank, 2, 2.0)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as threads:
+        answering, calling = threads.map(meet, range(2))
+    assert "the socket of rank 0 belongs to another user" in calling
+    assert "a rank hung up" in answering
+
+
+def test_calls_as_a_rank_that_is_not_awaited_are_refused() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(shared_memory_meeting._HELLO.pack(7))
+    with pytest.raises(ConnectionRefusedError, match="rank 7"):
+        shared_memory_meeting._caller(ours, {1, 2}, time.monotonic() + 5.0)
+    assert ours.fileno() < 0
+    theirs.close()
+
+
+@contextmanager
+def no_file_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_receiver_without_file_descriptors_says_so(pair: list[SharedMemoryTransport]) -> None:
+    pair[0].send(torch.ones(3), 1, 0)
+    pending = pair[1].receive((3,), torch.float32, 0, 0)
+    with (
+        no_file_descriptors(),
+        pytest.raises(TransportError, match=r"rank 1 lost rank 0 \(no file descriptors left\)"),
+    ):
+        pending.wait()
+    assert not pair[1].links
+
+
+def test_a_sender_without_file_descriptors_says_so(pair: list[SharedMemoryTransport]) -> None:
+    with (
+        no_file_descriptors(),
+        pytest.raises(TransportError, match="rank 0 got no shared memory for 12 bytes"),
+    ):
+        pair[0].send(torch.ones(3), 1, 0)
+    with pytest.raises(TransportError, match="rank 1 lost rank 0"):
+        pair[1].receive((3,), torch.float32, 0, 0).wait()
+
+
+def test_a_segment_that_cannot_be_mapped_leaves_no_file_descriptor() -> None:
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with pytest.raises(OSError, match="File too large|Cannot allocate memory"):
+        Segment(0, 1 << 62)
+    after = os.dup(0)
+    os.close(after)
+    assert after <= lowest_free
+
+
+def test_who_cannot_open_one_link_leaves_the_group(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(PeerLink):
+        def __init__(
+            self,
+            rank: int,
+            peer: int,
+            connection: socket.socket,
+            timeout_s: float,
+            leave: Callable[[], None],
+        ) -> None:
+            if (rank, peer) == (0, 2):
+                raise OSError("out of luck")
+            super().__init__(rank, peer, connection, timeout_s, leave)
+
+    monkeypatch.setattr("pipeline.transports.shared_memory.PeerLink", Failing)
+
+    def run(rank: int) -> str:
+        try:
+            transport = connect_ranks(store.host, store.port, rank, 3, 20.0)
+        except OSError as error:
+            return str(error)
+        with pytest.raises(TransportError) as caught:
+            transport.receive((3,), torch.float32, 0, 0).wait()
+        return str(caught.value)
+
+    with ThreadPoolExecutor(3) as threads:
+        errors = list(threads.map(run, range(3)))
+    assert errors[0] == "out of luck"
+    assert all("lost rank 0 (it has left the group" in error for error in errors[1:])
+
+
+def test_an_error_of_the_network_closes_the_ways_within_the_machine(store: StoreServer) -> None:
+    transports = connect_on_two_machines(store, 3, 20.0)
+    transports[1].close()
+    with pytest.raises(TransportError):
+        transports[0].receive((3,), torch.float32, 1, 0).wait()
+    # Rank 2 shares the machine of rank 0, and learns of its end where it waits for it.
+    with pytest.raises(TransportError, match="rank 2 lost rank 0"):
+        transports[2].receive((3,), torch.float32, 0, 0).wait()
+
+
+def test_who_goes_on_sending_to_a_rank_that_does_not_read_and_leaves_is_told_so(
+    links: list[PeerLink],
+) -> None:
+    payload = bytes(1 << 20)
+    for _ in range(3):
+        links[0].send_bytes(payload)
+    links[1].close()
+    thread = links[0]._outbox._thread
+    assert thread is not None, "the socket took it all"
+    thread.join()
+    with pytest.raises(TransportError, match="rank 0 lost rank 1"):
+        links[0].send_bytes(payload)
+
+
 def test_a_rank_that_does_not_come_to_the_meeting_is_a_clear_error(store: StoreServer) -> None:
     found = attempt_store(store.host, store.port, 1.0, "group", 0)
     with pytest.raises(TransportError, match="rank 0 of 2 could not meet the ranks of its machine"):
-        meet_on_machine(found, 0, 2, 1.0)
+        meet_on_machine(found, store.host, store.port, 0, 2, 1.0)
 
 
 def test_training_and_evaluation_give_the_same_bits_as_over_the_network(

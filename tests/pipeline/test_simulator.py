@@ -18,6 +18,7 @@ from pipeline.costs.operation_costs import Costs, Link, OperationCost
 from pipeline.graph import Operation, build_graph
 from pipeline.placements.named import named_placement
 from pipeline.placements.placement import Placement
+from pipeline.plan import Plan
 from pipeline.schedules.list_scheduling import list_schedule
 from pipeline.schedules.policies import POLICIES
 from pipeline.schedules.priorities import Priority, first_microbatch_first
@@ -307,3 +308,15 @@ def test_replicas_send_the_rows_of_embeddings_that_they_used() -> None:
     alone = simulate(schedule, graph, placement, costs)
     kept = simulation.peak_memory_bytes[0] - alone.peak_memory_bytes[0]
     assert kept == 128 * (29 + 29) * 1000 * 4, "the rows of all replicas"
+
+
+def test_unequal_shares_leave_replicas_idle() -> None:
+    model = small_model()
+    plan = Plan(model, named_placement("single", model), "fill_drain", num_replicas=4)
+    costs, step = arithmetic_costs(model, 6, 5, 5), plan.training
+    found = simulate(step.schedule, step.graph, plan.placement, costs, num_replicas=4)
+    # Shares of 2, 2, 1 and 1 sentences: three quarters of what the largest would make of it.
+    assert found.mean_share == 6 / 8
+    assert found.bubble_fraction == pytest.approx(0.25)
+    assert found.speedup == pytest.approx(4 * (1.0 - found.bubble_fraction))
+    assert found.all_bytes_sent == 4 * sum(found.bytes_sent)
