@@ -143,7 +143,12 @@ class WorkerGroup:
     def collect_step(self) -> StepOutcome:
         """Wait for the oldest submitted step."""
         self._step, refs = self._in_flight.popleft()
-        results: list[StageResult] = self._gather(refs, "train_step")
+        try:
+            results: list[StageResult] = self._gather(refs, "train_step")
+        except WorkerFailure:
+            # What was handed out behind it fails as well.
+            self._in_flight.clear()
+            raise
         if self._recorder is not None:
             ranks = slice(self.plan.num_ranks)
             nodes = [status.node for status in self.statuses[ranks]]

@@ -44,7 +44,7 @@ def test_layouts_of_real_ranks_take_turns_and_agree(ray_cluster: None) -> None:
         # Two rounds of a step to warm up and a timed one.
         assert len(result.losses) == 4
         assert len(result.rank_busy) == result.num_workers
-        assert all(0.0 < busy < 1.0 for busy in result.rank_busy)
+        assert all(busy > 0.0 for busy in result.rank_busy)
     assert found.layouts[0].speedups == (1.0, 1.0)
     assert [result.bytes_sent > 0 for result in found.layouts] == [False, True, True]
     # Steps change the parameters, so agreement is that of several updates.
