@@ -14,18 +14,16 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
+from cluster.actor_process import create_actor
 from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
-from cluster.resources import Reservation, rank_resources, reserve
+from cluster.resources import Reservation, reserve
 from cluster.stage_actor import (
-    CONCURRENCY,
     MAX_BATCHES,
     GroupAddress,
     RankStatus,
-    StageActor,
     StageError,
 )
 from cluster.timeline import TimelineRecorder
@@ -45,13 +43,6 @@ SETTLE_S = 3.0
 """How long to look for the cause after a rank lost its peers; they know within 0.3 s."""
 PROBE_S = 10.0
 _POLL_S = 0.5
-_KEEP_MEMORY = {
-    # The C library otherwise gives every large tensor back to the system, and a step pays for new
-    # pages again and again.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-}
 
 
 class WorkerGroup:
@@ -95,7 +86,10 @@ class WorkerGroup:
         self.shutdown()
         self._reservation = reserve(self._cluster, self.plan.num_workers, check=self._check)
         self._num_turns = 0
-        self.actors = [self._create(worker) for worker in range(self.plan.num_workers)]
+        self.actors = [
+            create_actor(self.plan, worker, self._cluster, self._reservation)
+            for worker in range(self.plan.num_workers)
+        ]
         refs = [actor.prepare.remote() for actor in self.actors]
         self.statuses = self._gather(refs, "start", patience_s=START_TIMEOUT_S)
         address = self._meeting_place()
@@ -211,30 +205,6 @@ class WorkerGroup:
     def _of_replica(self, replica: int) -> list[Any]:
         first = replica * self.plan.num_ranks
         return self.actors[first : first + self.plan.num_ranks]
-
-    def _create(self, worker: int) -> Any:  # noqa: ANN401 - Ray's actor handles have no useful type
-        assert self._reservation is not None
-        resources = rank_resources(self._cluster)
-        num_threads = self._cluster.threads_per_rank
-        # Concurrency groups are an option of the class only, and unknown to Ray's own types.
-        remote: Any = ray.remote
-        actor_class = remote(concurrency_groups=CONCURRENCY)(StageActor).options(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0.0),
-            max_restarts=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                self._reservation.group,
-                placement_group_bundle_index=self._reservation.bundles[worker],
-            ),
-            runtime_env={
-                "env_vars": {
-                    "OMP_NUM_THREADS": str(num_threads),
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                    **_KEEP_MEMORY,
-                }
-            },
-        )
-        return actor_class.remote(self.plan, worker, self._cluster.device, num_threads)
 
     def _meeting_place(self) -> GroupAddress:
         """Host the store in this process: it outlives every rank, and ends with the run."""

@@ -22,7 +22,7 @@ class BatchChunks:
         num_microbatches: int,
         num_chunks: int,
         device: torch.device | str,
-        sides: Iterable[Side] = ("source", "target"),
+        sides: Iterable[Side],
     ) -> None:
         microbatches = batch.split(num_microbatches)
         self._num_sentences = [microbatch.num_sentences for microbatch in microbatches]

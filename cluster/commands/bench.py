@@ -192,7 +192,7 @@ def _lines(settings: "BenchSettings", machine: str, measured: list["Measurement"
 
 
 def _words(link: "Link") -> str:
-    if link == type(link)():
+    if link.is_free:
         return "free links"
     return f"links of {link.latency_s * 1e6:g} us and {link.bytes_per_s / 1e9:g} GB/s"
 

@@ -41,7 +41,7 @@ def connect_ranks(
     network = TorchTransport.connect(
         host, port, rank, num_ranks, timeout_s, attempt, backend, device, group, member
     )
-    if not shared_memory or num_ranks == 1 or backend == "nccl" or device != "cpu":
+    if not shared_memory or num_ranks == 1 or device != "cpu":
         return network
     try:
         store = attempt_store(host, port, timeout_s, group, attempt)
