@@ -1,15 +1,16 @@
 """From pairs of word ids to the padded tensors of one step, and from those to time chunks.
 
-A batch keeps its sentences sorted by source length, longest first, so that the sentences that still
-run at a source position are always the leading rows: the encoder steps those rows and leaves the
-states of the others as they are, without masks.
+A batch keeps its sentences sorted by source length, longest first; a target side is sorted anew
+when it is cut. So the sentences that still run at a position are always the leading rows, and the
+words of a chunk are packed without padding: nothing is computed for a place that holds no word.
 
-Shapes: B sentences, S source positions, T target positions, K positions of a chunk.
+Shapes: B sentences, S source positions, T target positions, K positions and N words of a chunk.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,29 +20,51 @@ from model.vocabulary import EOS_ID
 Pair = tuple[Sequence[int], Sequence[int]]
 
 
+class ChunkSize(NamedTuple):
+    """How much work a chunk is: K positions, B sentences, N words, each possibly 0."""
+
+    num_positions: int
+    num_sentences: int
+    num_tokens: int
+
+    @classmethod
+    def full(cls, num_positions: int, num_sentences: int) -> "ChunkSize":
+        """Return the size of a chunk in which every sentence runs to the end."""
+        return cls(num_positions, num_sentences, num_positions * num_sentences)
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Some positions of one side of some sentences, time first.
+    """Some positions of one side of some sentences, packed: position after position, words only.
 
-    `tokens` (K, B) are the words read at each position; `targets` (K, B) the words to predict there
-    and `mask` (K, B) where there is one (both None on the source side). `active` holds, for each
-    position, how many of the leading sentences the recurrence must step.
+    `tokens` (N,) are the words read and `targets` (N,) the words to predict there (None on the
+    source side). At each position the leading sentences still run; `active` has their number, which
+    never grows from one position to the next. `num_sentences` counts those that have ended as well.
+    `order` (B,) stands in a target side's first chunk where its sentences lie in another order than
+    the source side's: row r of the target is row order[r] of the source.
     """
 
     tokens: Tensor
     targets: Tensor | None
-    mask: Tensor | None
     active: tuple[int, ...]
+    num_sentences: int
+    order: Tensor | None = None
 
     @property
-    def num_positions(self) -> int:
-        """K, possibly 0."""
-        return len(self.active)
+    def size(self) -> ChunkSize:
+        """K, B and N."""
+        return ChunkSize(len(self.active), self.num_sentences, len(self.tokens))
 
-    @property
-    def num_sentences(self) -> int:
-        """B, possibly 0."""
-        return int(self.tokens.shape[1])
+    def part(self, start: int, stop: int) -> "Chunk":
+        """Return the positions from start up to stop, counted from this chunk's first."""
+        words = slice(sum(self.active[:start]), sum(self.active[:stop]))
+        return Chunk(
+            self.tokens[words],
+            None if self.targets is None else self.targets[words],
+            self.active[start:stop],
+            self.num_sentences,
+            self.order if start == 0 else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -116,27 +139,35 @@ class Batch:
 
     def source_chunk(self, start: int, stop: int, device: torch.device | str = "cpu") -> Chunk:
         """Return the source positions from start up to stop."""
-        positions = torch.arange(start, stop)
-        active = (self.source_lengths[None, :] > positions[:, None]).sum(dim=1)
-        tokens = self.source[:, start:stop].t().contiguous().to(device)
-        return Chunk(tokens, None, None, tuple(active.tolist()))
+        runs, active = _running(self.source_lengths, start, stop)
+        tokens = self.source.t()[start:stop][runs].to(device)
+        return Chunk(tokens, None, active, self.num_sentences)
 
     def target_chunk(self, start: int, stop: int, device: torch.device | str = "cpu") -> Chunk:
-        """Return the target positions from start up to stop.
+        """Return the target positions from start up to stop, the longest target first.
 
         The word read at a position is the one to predict before it; the first is the end symbol
-        (paper, figure 1). Every sentence stays active: what lies behind its end has no gradient.
+        (paper, figure 1).
         """
-        positions = torch.arange(start, stop)
-        first = torch.full((self.num_sentences, 1), EOS_ID, dtype=self.target.dtype)
-        shifted = torch.cat([first, self.target[:, :-1]], dim=1)[:, start:stop]
-        mask = self.target_lengths[None, :] > positions[:, None]
+        lengths, order = self.target_lengths.sort(descending=True, stable=True)
+        target = self.target[order]
+        first = torch.full((self.num_sentences, 1), EOS_ID, dtype=target.dtype)
+        read = torch.cat([first, target[:, :-1]], dim=1)
+        runs, active = _running(lengths, start, stop)
+        in_order = torch.equal(order, torch.arange(len(order)))
         return Chunk(
-            shifted.t().contiguous().to(device),
-            self.target[:, start:stop].t().contiguous().to(device),
-            mask.to(device),
-            (self.num_sentences,) * (stop - start),
+            read.t()[start:stop][runs].to(device),
+            target.t()[start:stop][runs].to(device),
+            active,
+            self.num_sentences,
+            order.to(device) if start == 0 and not in_order else None,
         )
+
+
+def _running(lengths: Tensor, start: int, stop: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Return which sentences still run at each position (K, B), and how many."""
+    runs = lengths[None, :] > torch.arange(start, stop)[:, None]
+    return runs, tuple(runs.sum(dim=1).tolist())
 
 
 def even_bounds(length: int, num_parts: int) -> list[tuple[int, int]]:

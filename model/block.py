@@ -27,8 +27,13 @@ class Block(ABC, Generic[Saved]):
         self.parameters = tuple(parameters)
 
     @abstractmethod
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, Saved]:
-        """F: return the outputs by port, and what I and W will need."""
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, Saved]:
+        """F: return the outputs by port, and what I and W will need.
+
+        Without `training`, I and W will not follow, and what is saved is of no use.
+        """
 
     @abstractmethod
     def input_gradient(self, saved: Saved, gradients: Tensors) -> Tensors:

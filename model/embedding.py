@@ -1,6 +1,6 @@
 """The embedding of words as a block: a table lookup whose gradient touches the looked-up rows.
 
-Shapes: K positions of a chunk, B sentences, E embedding numbers.
+Shapes: N words of a chunk, E embedding numbers.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,22 @@ from model.parameter import RowParameter
 
 @dataclass
 class EmbeddingSaved:
-    """The words (K, B) and, after I, the gradient of their embeddings (K, B, E)."""
+    """The words (N,) and, after I, the gradient of their embeddings (N, E)."""
 
     tokens: Tensor
     gradient: Tensor | None = None
 
 
 class Embedding(Block[EmbeddingSaved]):
-    """Words to vectors: port `output` (K, B, E)."""
+    """Words to vectors: port `output` (N, E)."""
 
     def __init__(self, name: str, weight: RowParameter) -> None:
         super().__init__(name, [weight])
         self.weight = weight
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, EmbeddingSaved]:
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, EmbeddingSaved]:
         """F: look the chunk's words up."""
         return {"output": self.lookup(chunk.tokens)}, EmbeddingSaved(chunk.tokens)
 
@@ -45,4 +47,4 @@ class Embedding(Block[EmbeddingSaved]):
         """W: add the gradient to the rows of the words."""
         assert saved.gradient is not None, "W before I"
         if saved.tokens.numel():
-            self.weight.add_row_gradient(saved.tokens.flatten(), saved.gradient.flatten(0, 1))
+            self.weight.add_row_gradient(saved.tokens, saved.gradient)

@@ -4,11 +4,16 @@ The input projection is one large product over a whole chunk; only the recurrenc
 step. The equations are those of Graves (2013), with peepholes optional; without them they are
 torch.nn.LSTM's. Gate order i, f, g, o, and the single bias is the sum of torch's two.
 
-Shapes: K positions of a chunk, B sentences, N sentences active at a position, D layer inputs,
-H cells.
+The recurrence is bound by memory as soon as products are fast, so its I works on as many positions
+at a time as fit a cache, and turns the gates into their gradients where they lie.
+
+Shapes: N words of a chunk, B sentences, n sentences active at a position, D layer inputs, H cells.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +24,29 @@ from model.block import Block, Tensors
 from model.parameter import Parameter
 from model.precision import Precision
 
+_CACHED_BYTES = 2 << 20
+"""Gates that I works on at a time: they and what is made of them stay in a core's caches."""
+
 
 @dataclass
 class ProjectionSaved:
-    """The inputs (K, B, D) and, after I, the gradient of the gates (K, B, 4H)."""
+    """The inputs (N, D) and, after I, the gradient of the gates (N, 4H)."""
 
     inputs: Tensor
     gradient: Tensor | None = None
 
 
 class Projection(Block[ProjectionSaved]):
-    """Port `input` (K, B, D) to port `gates` (K, B, 4H): x W_ih' + b."""
+    """Port `input` (N, D) to port `gates` (N, 4H): x W_ih' + b."""
 
     def __init__(self, name: str, weight: Parameter, bias: Parameter) -> None:
         super().__init__(name, [weight, bias])
         self.weight, self.bias = weight, bias
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, ProjectionSaved]:
-        """F: one product over all positions of the chunk."""
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, ProjectionSaved]:
+        """F: one product over all words of the chunk."""
         gates = F.linear(inputs["input"], self.weight.compute, self.bias.compute)
         return {"gates": gates}, ProjectionSaved(inputs["input"])
 
@@ -46,36 +56,82 @@ class Projection(Block[ProjectionSaved]):
         return {"input": saved.gradient @ self.weight.compute}
 
     def weight_gradient(self, saved: ProjectionSaved) -> None:
-        """W: one product over all positions of the chunk."""
+        """W: one product over all words of the chunk."""
         assert saved.gradient is not None, "W before I"
-        gradient = saved.gradient.flatten(0, 1)
-        self.weight.add_gradient(gradient.t() @ saved.inputs.flatten(0, 1))
-        self.bias.add_gradient(gradient.sum(0, dtype=self.bias.value.dtype))
+        self.weight.add_product(saved.gradient, saved.inputs)
+        self.bias.add_gradient(saved.gradient.sum(0, dtype=self.bias.value.dtype))
+
+
+@dataclass
+class _States:
+    """The states of one kind: `carry` (B, H) that came in, and `rows` (N, H) after each word.
+
+    They lie apart, so that the rows begin where memory is aligned, as copies of them on other ranks
+    do: the last bits of a product can depend on that.
+    """
+
+    carry: Tensor
+    rows: Tensor
+
+    def before(self, step: "_Step") -> Tensor:
+        """Return the states (n, H) before a position."""
+        count = step.rows.stop - step.rows.start
+        if step.previous is None:
+            return self.carry[:count]
+        return self.rows[step.previous : step.previous + count]
+
+    def ends(self, active: tuple[int, ...]) -> Tensor:
+        """Return each sentence's last state (B, H)."""
+        num_sentences, num_words = len(self.carry), len(self.rows)
+        if not num_words:
+            return self.carry
+        if active[-1] == num_sentences:
+            return self.rows[num_words - num_sentences :]
+        # Of the sentences that run at the first position; the others keep their carry.
+        starts, runs = torch.tensor([*accumulate(active, initial=0)]), torch.arange(active[0])
+        last = (torch.tensor(active)[:, None] > runs).sum(0) - 1
+        found = self.rows[(starts[last] + runs).to(self.rows.device)]
+        return torch.cat([found, self.carry[active[0] :]])
+
+
+class _Step(NamedTuple):
+    """Where a position's rows lie, and where those of the one before begin, if there is one."""
+
+    rows: slice
+    previous: int | None
 
 
 @dataclass
 class RecurrenceSaved:
     """What a chunk of the recurrence keeps.
 
-    `gates` (K, B, 4H) after their activations and `cells` (K + 1, B, H) in the state format, and
-    `hidden` (K + 1, B, H) in the compute format; the latter two have the carry that came in at
-    index 0, and zeros where a sentence was no longer active. After I, `gradient` (K, B, 4H) is that
-    of the gates before their activations, in the compute format.
+    `gates` (N, 4H) after their activations and `cells` in the state format, and `hidden` in the
+    compute format. I replaces `gates` by `gradient` (N, 4H), that of the gates before their
+    activations, in the compute format.
     """
 
-    active: tuple[int, ...]
-    gates: Tensor
-    cells: Tensor
-    hidden: Tensor
+    chunk: Chunk
+    gates: Tensor | None
+    cells: _States
+    hidden: _States
     gradient: Tensor | None = None
 
+    def steps(self) -> list[_Step]:
+        """Return the positions at which a sentence runs, in order."""
+        starts = list(accumulate(self.chunk.active, initial=0))
+        previous = [None, *starts]
+        return [
+            _Step(slice(start, stop), before)
+            for before, start, stop in zip(previous, starts, starts[1:], strict=False)
+            if stop > start
+        ]
 
-@dataclass(frozen=True)
-class _Slopes:
-    """By what a step of I multiplies the gradients of the states, for all positions at once.
 
-    `gates` (K, B, 4H): how each gate's sum acts on the cell (i, f, g) or the hidden state (o).
-    `cell` (K, B, H): how the cell acts on the hidden state; `carry` (K, B, H): on the next cell.
+class _Slopes(NamedTuple):
+    """By what a step of I multiplies the gradients of the states, for the rows of some positions.
+
+    `gates` (rows, 4H): how each gate's sum acts on the cell (i, f, g) or the hidden state (o).
+    `cell` (rows, H): how the cell acts on the hidden state; `carry` (rows, H): on the next cell.
     """
 
     gates: Tensor
@@ -84,10 +140,10 @@ class _Slopes:
 
 
 class Recurrence(Block[RecurrenceSaved]):
-    """Ports `gates` (K, B, 4H), `hidden`, `cell` (B, H) to `output` (K, B, H), `hidden`, `cell`.
+    """Ports `gates` (N, 4H), `hidden`, `cell` (B, H) to `output` (N, H), `hidden`, `cell` (B, H).
 
     A carry that does not come in is zero, and so is a gradient that does not. Sentences that are no
-    longer active keep their carry, and their outputs are zero.
+    longer active keep their carry.
     """
 
     def __init__(
@@ -98,34 +154,44 @@ class Recurrence(Block[RecurrenceSaved]):
         self.num_cells = int(weight.value.shape[1])
         self.precision = precision
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, RecurrenceSaved]:
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, RecurrenceSaved]:
         """F: step through the positions, each over the sentences that are still active."""
         saved = self._start(chunk, inputs)
+        assert saved.gates is not None
         # The transposed view costs nothing and lets one product read the weights as they lie.
         weight = self.weight.compute.t()
-        for position, count in enumerate(chunk.active):
-            gates = saved.gates[position, :count]
-            _add_product(gates, saved.hidden[position, :count], weight)
-            cell = saved.cells[position + 1, :count]
-            self._activate(gates, saved.cells[position, :count], cell)
-            output = gates[:, 3 * self.num_cells :] * torch.tanh(cell)
-            saved.hidden[position + 1, :count] = output
-        ends = _ends(saved.active, chunk.num_sentences, saved.hidden.device)
-        carry = {"hidden": saved.hidden[ends], "cell": saved.cells[ends]}
-        return {"output": saved.hidden[1:], **carry}, saved
+        squashed = saved.cells.rows.new_empty((max(chunk.active, default=0), self.num_cells))
+        for step in saved.steps():
+            gates, cell = saved.gates[step.rows], saved.cells.rows[step.rows]
+            _add_product(inputs["gates"][step.rows], saved.hidden.before(step), weight, out=gates)
+            self._activate(gates, saved.cells.before(step), cell)
+            bounded = torch.tanh(cell, out=squashed[: len(cell)])
+            torch.mul(gates[:, 3 * self.num_cells :], bounded, out=saved.hidden.rows[step.rows])
+        states = {"hidden": saved.hidden, "cell": saved.cells}
+        carry = {port: of_port.ends(chunk.active) for port, of_port in states.items()}
+        return {"output": saved.hidden.rows, **carry}, saved
 
     def _start(self, chunk: Chunk, inputs: Tensors) -> RecurrenceSaved:
-        gates = inputs["gates"].to(self.precision.state, copy=True)
-        shape = (chunk.num_positions + 1, chunk.num_sentences, self.num_cells)
-        cells = gates.new_zeros(shape)
-        hidden = gates.new_zeros(shape, dtype=self.precision.compute)
-        if "cell" in inputs:
-            cells[0] = inputs["cell"]
-            hidden[0] = inputs["hidden"]
-        return RecurrenceSaved(chunk.active, gates, cells, hidden)
+        """Make room for the states, and take the carry that comes in."""
+        state, compute = self.precision.state, self.precision.compute
+        return RecurrenceSaved(
+            chunk,
+            torch.empty_like(inputs["gates"], dtype=state),
+            self._states(chunk, inputs, "cell", state),
+            self._states(chunk, inputs, "hidden", compute),
+        )
+
+    def _states(self, chunk: Chunk, inputs: Tensors, port: str, dtype: torch.dtype) -> _States:
+        rows = inputs["gates"].new_empty((len(inputs["gates"]), self.num_cells), dtype=dtype)
+        if port not in inputs:
+            return _States(rows.new_zeros((chunk.num_sentences, self.num_cells)), rows)
+        carry = inputs[port]
+        return _States(carry.clone() if chunk.order is None else carry[chunk.order], rows)
 
     def _activate(self, gates: Tensor, before: Tensor, after: Tensor) -> None:
-        """Turn the sums (N, 4H) into gate activations in place, and write the new cells (N, H)."""
+        """Turn the sums (n, 4H) into gate activations in place, and write the new cells (n, H)."""
         i, f, g, o = gates.chunk(4, dim=1)
         if self.peephole is not None:
             i += self.peephole.value[0] * before
@@ -140,88 +206,120 @@ class Recurrence(Block[RecurrenceSaved]):
 
     def input_gradient(self, saved: RecurrenceSaved, gradients: Tensors) -> Tensors:
         """I: walk the chunk backwards."""
+        assert saved.gates is not None, "I was run before"
         d_hidden, d_cell = self._gradient_carry(saved, gradients)
         d_output = gradients.get("output")
-        slopes = self._slopes(saved)
-        saved.gradient = saved.gates.new_zeros(saved.gates.shape, dtype=self.precision.compute)
-        for position in reversed(range(len(saved.active))):
-            count = saved.active[position]
-            total, cell = d_hidden[:count], d_cell[:count]
-            if d_output is not None:
-                total = total + d_output[position, :count]
-            cell.addcmul_(total, slopes.cell[position, :count])
-            step = saved.gradient[position, :count]
-            self._gate_gradients(step, slopes.gates[position, :count], total, cell)
-            cell.mul_(slopes.carry[position, :count])
-            d_hidden[:count] = step @ self.weight.compute
+        saved.gradient = saved.gates.to(self.precision.compute)  # the same where formats agree
+        for steps in self._cached(saved.steps()):
+            first_row = steps[-1].rows.start
+            slopes = self._slopes(saved, steps)
+            for step in steps:
+                here = slice(step.rows.start - first_row, step.rows.stop - first_row)
+                total, cell = d_hidden[: here.stop - here.start], d_cell[: here.stop - here.start]
+                if d_output is not None:
+                    total += d_output[step.rows]
+                cell.addcmul_(total, slopes.cell[here])
+                gates = slopes.gates[here]
+                self._gate_gradients(gates, total, cell)
+                cell.mul_(slopes.carry[here])
+                gradient = saved.gradient[step.rows]
+                if saved.gradient is not saved.gates:
+                    gradient.copy_(gates)
+                _product(gradient, self.weight.compute, out=total)
+        saved.gates = None
+        if saved.chunk.order is not None:
+            d_hidden, d_cell = (_put_back(saved.chunk.order, d) for d in (d_hidden, d_cell))
         return {"gates": saved.gradient, "hidden": d_hidden, "cell": d_cell}
 
     def _gradient_carry(self, saved: RecurrenceSaved, gradients: Tensors) -> tuple[Tensor, Tensor]:
         if "hidden" not in gradients:
-            return torch.zeros_like(saved.cells[0]), torch.zeros_like(saved.cells[0])
+            zeros = saved.cells.carry.new_zeros((2, saved.chunk.num_sentences, self.num_cells))
+            return zeros[0], zeros[1]
         state = self.precision.state
         return gradients["hidden"].to(state, copy=True), gradients["cell"].to(state, copy=True)
 
-    def _slopes(self, saved: RecurrenceSaved) -> _Slopes:
-        """Do all arithmetic of I that does not depend on its order, in few large operations.
+    def _cached(self, steps: list[_Step]) -> Iterator[list[_Step]]:
+        """Yield the positions, last first, as many at a time as fit the cache, and at least one."""
+        most = _CACHED_BYTES // (4 * self.num_cells * self.precision.state.itemsize)
+        group: list[_Step] = []
+        for step in reversed(steps):
+            if group and group[0].rows.stop - step.rows.start > most:
+                yield group
+                group = []
+            group.append(step)
+        if group:
+            yield group
 
-        A peephole is one more way from a cell to the gates, so it only adds to `cell` and `carry`.
+    def _slopes(self, saved: RecurrenceSaved, steps: list[_Step]) -> _Slopes:
+        """Do all arithmetic of some positions that does not depend on their order, in the gates.
+
+        With t = i g, the slope of i is t - t i, and that of g is i - t g; f and o are like i. A
+        peephole is one more way from a cell to the gates, so it only adds to `cell` and `carry`.
         """
-        i, f, g, o = saved.gates.chunk(4, dim=2)
-        squashed = torch.tanh(saved.cells[1:])
-        gates = torch.empty_like(saved.gates)
-        d_i, d_f, d_g, d_o = gates.chunk(4, dim=2)
-        torch.mul(g * i, 1 - i, out=d_i)
-        torch.mul(saved.cells[:-1] * f, 1 - f, out=d_f)
-        torch.mul(i, 1 - g * g, out=d_g)
-        torch.mul(squashed * o, 1 - o, out=d_o)
-        cell, carry = o * (1 - squashed * squashed), f
+        assert saved.gates is not None
+        rows = slice(steps[-1].rows.start, steps[0].rows.stop)
+        gates = saved.gates[rows]
+        i, f, g, o = gates.chunk(4, dim=1)
+        carry = f.clone()
+        product = i * g
+        torch.addcmul(i, product, g, value=-1.0, out=g)
+        torch.addcmul(product, product, i, value=-1.0, out=i)
+        before = [saved.cells.before(step) for step in reversed(steps)]
+        torch.mul(before[0] if len(before) == 1 else torch.cat(before), f, out=product)
+        torch.addcmul(product, product, f, value=-1.0, out=f)
+        cell = torch.tanh(saved.cells.rows[rows])
+        torch.mul(cell, o, out=product)
+        torch.addcmul(o, product, cell, value=-1.0, out=cell)
+        torch.addcmul(product, product, o, value=-1.0, out=o)
         if self.peephole is not None:
             to_i, to_f, to_o = self.peephole.value
-            cell = cell + d_o * to_o
-            carry = carry + d_i * to_i + d_f * to_f
+            cell += o * to_o
+            carry += i * to_i + f * to_f
         return _Slopes(gates, cell, carry)
 
-    def _gate_gradients(
-        self, step: Tensor, slopes: Tensor, d_hidden: Tensor, d_cell: Tensor
-    ) -> None:
-        """Write the gradients of a step's gate sums (N, 4H): i, f, g come through the cell."""
-        split, shape = 3 * self.num_cells, (len(step), 3, self.num_cells)
-        through_cell = slopes[:, :split].view(shape) * d_cell[:, None]
-        step[:, :split].view(shape).copy_(through_cell)
-        step[:, split:] = slopes[:, split:] * d_hidden
+    def _gate_gradients(self, slopes: Tensor, d_hidden: Tensor, d_cell: Tensor) -> None:
+        """Turn slopes (n, 4H) into the gradients of the gates' sums: i, f, g through the cell."""
+        split, shape = 3 * self.num_cells, (len(slopes), 3, self.num_cells)
+        slopes[:, :split].view(shape).mul_(d_cell[:, None])
+        slopes[:, split:].mul_(d_hidden)
 
     def weight_gradient(self, saved: RecurrenceSaved) -> None:
         """W: one product of the gate gradients with the states before each step."""
         assert saved.gradient is not None, "W before I"
-        gradient = saved.gradient.flatten(0, 1)
-        self.weight.add_gradient(gradient.t() @ saved.hidden[:-1].flatten(0, 1))
+        steps = saved.steps()
+        if not steps:
+            return
+        before = torch.cat([saved.hidden.before(step) for step in steps])
+        self.weight.add_product(saved.gradient, before)
         if self.peephole is not None:
             self.peephole.add_gradient(self._peephole_gradient(saved, saved.gradient))
 
     def _peephole_gradient(self, saved: RecurrenceSaved, gradient: Tensor) -> Tensor:
-        d_i, d_f, _, d_o = gradient.to(self.precision.state).chunk(4, dim=2)
-        before, after = saved.cells[:-1], saved.cells[1:]
-        return torch.stack(
-            [(d_i * before).sum((0, 1)), (d_f * before).sum((0, 1)), (d_o * after).sum((0, 1))]
-        )
+        d_i, d_f, _, d_o = gradient.to(self.precision.state).chunk(4, dim=1)
+        before = torch.cat([saved.cells.before(step) for step in saved.steps()])
+        after = saved.cells.rows
+        return torch.stack([(d_i * before).sum(0), (d_f * before).sum(0), (d_o * after).sum(0)])
 
 
-def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to the sums in place; one operation where the formats agree."""
-    if left.dtype == sums.dtype:
-        sums.addmm_(left, right)
+def _add_product(sums: Tensor, left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """Write sums + left @ right; one operation where the formats agree."""
+    if left.dtype == out.dtype:
+        torch.addmm(sums, left, right, out=out)
     else:
-        sums += left @ right
+        out.copy_(sums)
+        out += left @ right
 
 
-def _ends(
-    active: tuple[int, ...], num_sentences: int, device: torch.device
-) -> tuple[Tensor, Tensor] | int:
-    """Return where in (K + 1, B, H) the last state of each sentence lies: an index for two axes."""
-    if not active or active[-1] == num_sentences:
-        return len(active)
-    counts = torch.tensor(active)
-    sentences = torch.arange(num_sentences)
-    num_steps = (counts[:, None] > sentences).sum(0)
-    return num_steps.to(device), sentences.to(device)
+def _product(left: Tensor, right: Tensor, *, out: Tensor) -> None:
+    """Write left @ right, in the format of `out`."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
+
+
+def _put_back(order: Tensor, rows: Tensor) -> Tensor:
+    """Return rows (B, H) in the order in which they came: row r goes to place order[r]."""
+    placed = torch.empty_like(rows)
+    placed[order] = rows
+    return placed

@@ -15,7 +15,7 @@ from model.embedding import Embedding
 from model.lstm import Projection, Recurrence
 from model.parameter import Parameter, ParameterRows, RowParameter
 from model.precision import Precision
-from model.softmax import Loss, SoftmaxShard
+from model.softmax import Loss, SoftmaxShard, WholeSoftmax
 
 Kind = Literal["embedding", "projection", "recurrence", "softmax", "loss"]
 Side = Literal["source", "target"]
@@ -107,8 +107,12 @@ def build_block(
     precision: Precision,
     device: str = "cpu",
     seed: int = 1,
+    alone: bool = False,
 ) -> Block[Any]:
-    """Build a described block with its initial values on a device."""
+    """Build a described block with its initial values on a device.
+
+    `alone` says that the device holds the whole network, so nobody waits for parts of its work.
+    """
     shapes = config.parameter_shapes()
 
     def parameter(name: str, words: tuple[int, int] | None = None) -> Parameter:
@@ -130,6 +134,7 @@ def build_block(
             return Recurrence(spec.name, parameter(f"{layer}.weight_hh"), peephole, precision)
         case "softmax":
             shard = parameter("softmax.weight", spec.words), parameter("softmax.bias", spec.words)
-            return SoftmaxShard(spec.name, *shard, precision)
+            whole = alone and spec.words == (0, config.target_vocabulary_size)
+            return (WholeSoftmax if whole else SoftmaxShard)(spec.name, *shard, precision)
         case "loss":
             return Loss(spec.name)

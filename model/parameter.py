@@ -66,6 +66,21 @@ class Parameter:
         else:
             self._gradient.add_(gradient)
 
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """Add left' @ right to the gradient of a matrix, or of a vector if `right` is (N, 1)."""
+        if left.dtype != self.value.dtype:
+            self.add_gradient((left.t() @ right).view(self.value.shape))
+        elif self._gradient is None:
+            self._gradient = (left.t() @ right).view(self.value.shape)
+        else:
+            self._gradient.view(left.shape[1], -1).addmm_(left.t(), right)
+
+    def add_rows(self, ids: Tensor, gradients: Tensor) -> None:
+        """Add `gradients` (N, ...) to the gradient's rows `ids` (N,), which may repeat."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.value)
+        self._gradient.index_add_(0, ids, gradients.to(self.value.dtype))
+
     def gradient(self) -> Tensor:
         """Return the gradient summed so far, dense, of the value's shape."""
         return torch.zeros_like(self.value) if self._gradient is None else self._gradient

@@ -17,7 +17,7 @@ from model.lstm import Projection, Recurrence
 from model.network import ModelConfig, build_block, network_blocks
 from model.parameter import Parameter
 from model.precision import Precision
-from model.softmax import Loss, LossSum, SoftmaxShard
+from model.softmax import Loss, LossSum, WholeSoftmax
 
 __all__ = ["DecoderState", "ModelConfig", "Seq2Seq"]
 
@@ -64,7 +64,9 @@ class Seq2Seq:
         self.precision = precision or Precision()
         self.device = device
         self.blocks: dict[str, Block[Any]] = {
-            spec.name: build_block(spec, config, precision=self.precision, device=device, seed=seed)
+            spec.name: build_block(
+                spec, config, precision=self.precision, device=device, seed=seed, alone=True
+            )
             for spec in network_blocks(config)
         }
         self._encoder = self._layers("encoder")
@@ -100,13 +102,13 @@ class Seq2Seq:
 
     def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Read a word a sentence (B,); return log-probabilities (B, V) of the next, new states."""
-        chunk = Chunk(tokens[None, :], None, None, (len(tokens),))
+        chunk = Chunk(tokens, None, (len(tokens),), len(tokens))
         carries = [
             {"hidden": hidden, "cell": cell}
             for hidden, cell in zip(state.hidden, state.cell, strict=True)
         ]
         network = self._read("target", self._decoder, chunk, carries)
-        logits = self._softmax.logits(network.outputs[0])
+        logits = self._softmax.logits(network.outputs)
         return torch.log_softmax(logits, dim=1), _state(network.carries)
 
     @property
@@ -116,9 +118,9 @@ class Seq2Seq:
         return loss
 
     @property
-    def _softmax(self) -> SoftmaxShard:
+    def _softmax(self) -> WholeSoftmax:
         softmax = self.blocks["softmax.0"]
-        assert isinstance(softmax, SoftmaxShard)
+        assert isinstance(softmax, WholeSoftmax)
         return softmax
 
     def _layers(self, network: Literal["encoder", "decoder"]) -> list[_Layer]:
@@ -139,7 +141,8 @@ class Seq2Seq:
         target = batch.target_chunk(0, batch.target_positions, self.device)
         encoder = self._read("source", self._encoder, source, None)
         decoder = self._read("target", self._decoder, target, encoder.carries)
-        outputs, saved = self._softmax.forward(target, {"input": decoder.outputs})
+        given = {"input": decoder.outputs}
+        outputs, saved = self._softmax.forward(target, given, training=backward)
         merged, _ = self._loss.forward(target, {"statistics.0": outputs["statistics"]})
         if not backward:
             return encoder, decoder, None

@@ -59,6 +59,7 @@ class TorchDevice:
             precision=self._precision,
             device=self.tensor_device,
             seed=plan.seed,
+            alone=plan.num_ranks == 1,
         )
 
     def add(self, terms: Sequence[Tensor]) -> Tensor:

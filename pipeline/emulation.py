@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.batching import Chunk
+from model.batching import Chunk, ChunkSize
 from model.block import Block, Tensors
 from model.network import BlockSpec
 from model.precision import Precision
@@ -30,7 +30,6 @@ from pipeline.plan import Plan
 from pipeline.shapes import value_dtype, value_shape
 
 EMULATED = "emulated"
-Size = tuple[int, int]
 
 _PR_SET_TIMERSLACK = 29
 _LONGEST_OVERSLEEP_S = 2e-4
@@ -107,7 +106,7 @@ class EmulatedDevice:
         self._zeros: dict[torch.dtype, Tensor] = {}
         self._sent: Sequence[str] = ()
         self._empty: Empty = _no_memory
-        self._work: dict[tuple[Kind, str, Size], tuple[float, Tensors]] = {}
+        self._work: dict[tuple[Kind, str, ChunkSize], tuple[float, Tensors]] = {}
 
     def build_block(self, spec: BlockSpec) -> "EmulatedBlock":
         """Build a block that only takes time."""
@@ -130,8 +129,8 @@ class EmulatedDevice:
         """Write the values at these ports within the time of the next operation."""
         self._sent, self._empty = ports, empty
 
-    def run(self, kind: Kind, spec: BlockSpec, size: Size) -> Tensors:
-        """Take an operation's time on a chunk (K, B); return its values, which hold zeros."""
+    def run(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> Tensors:
+        """Take an operation's time on a chunk; return its values, which hold zeros."""
         start = self._clock.now()
         seconds, values = self._planned(kind, spec, size)
         if self._sent:
@@ -140,11 +139,11 @@ class EmulatedDevice:
         self._clock.spend(seconds, start)
         return values
 
-    def _planned(self, kind: Kind, spec: BlockSpec, size: Size) -> tuple[float, Tensors]:
+    def _planned(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> tuple[float, Tensors]:
         key = kind, spec.name, size
         if key not in self._work:
             values = self._values(kind, spec, size)
-            self._work[key] = self._costs.block_s(kind, spec, *size), values
+            self._work[key] = self._costs.block_s(kind, spec, size), values
         return self._work[key]
 
     def _written(self, values: Tensors) -> Tensors:
@@ -156,12 +155,12 @@ class EmulatedDevice:
                 written[port] = memory.zero_()
         return written
 
-    def _values(self, kind: Kind, spec: BlockSpec, size: Size) -> Tensors:
+    def _values(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> Tensors:
         """Return an operation's values: nobody changes them, so all lie in the same zeros."""
         forms: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         for port in _ports(kind, spec):
             value = Value(Operation(kind, spec.name, 0, 0), port)
-            shape = value_shape(value, spec, self._plan.model, *size)
+            shape = value_shape(value, spec, self._plan.model, size)
             forms[port] = shape, value_dtype(value, self._precision)
             self._make_room(prod(shape), forms[port][1])
         return {
@@ -175,24 +174,25 @@ class EmulatedDevice:
             self._work.clear()  # else it would keep the smaller zeros
 
 
-class EmulatedBlock(Block[Size]):
+class EmulatedBlock(Block[ChunkSize]):
     """A block without parameters; what it keeps of a chunk is the size."""
 
     def __init__(self, spec: BlockSpec, device: EmulatedDevice) -> None:
         super().__init__(spec.name)
         self._spec, self._device = spec, device
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, Any]:
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, Any]:
         """F: values of the true shapes. The loss keeps nothing, like a real one."""
-        size = chunk.num_positions, chunk.num_sentences
-        outputs = self._device.run("F", self._spec, size)
-        return outputs, None if self._spec.kind == "loss" else size
+        outputs = self._device.run("F", self._spec, chunk.size)
+        return outputs, None if self._spec.kind == "loss" else chunk.size
 
-    def input_gradient(self, saved: Size, gradients: Tensors) -> Tensors:
+    def input_gradient(self, saved: ChunkSize, gradients: Tensors) -> Tensors:
         """I: gradients of the true shapes."""
         return self._device.run("I", self._spec, saved)
 
-    def weight_gradient(self, saved: Size) -> None:
+    def weight_gradient(self, saved: ChunkSize) -> None:
         """W: only the time."""
         self._device.run("W", self._spec, saved)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.batching import Batch
+from model.batching import Batch, ChunkSize
 from model.block import Block, Tensors
 from model.network import BlockSpec, Side
 from model.precision import Precision
@@ -24,7 +24,6 @@ from pipeline.shapes import value_dtype, value_shape
 from pipeline.timeline.recording import RecordedOperation
 from pipeline.transports.transport import Pending, Transport
 
-Size = tuple[int, int]
 Form = tuple[tuple[int, ...], torch.dtype]
 
 
@@ -56,7 +55,7 @@ class Executor:
         self.specs: dict[str, BlockSpec] = {spec.name: spec for spec in plan.blocks}
         self._sides: set[Side] = {self.specs[name].side for name in blocks}
         self._programs: dict[bool, Program] = {}
-        self._forms: dict[tuple[str, str, str, Size], Form] = {}
+        self._forms: dict[tuple[str, str, str, ChunkSize], Form] = {}
 
     def cut(self, batch: Batch) -> BatchChunks:
         """Cut a batch into the chunks that this rank's operations work on."""
@@ -87,7 +86,7 @@ class Executor:
         size = chunks.size(spec.side, value.operation)
         key = block, kind, value.port, size
         if key not in self._forms:
-            shape = value_shape(value, spec, self.plan.model, *size)
+            shape = value_shape(value, spec, self.plan.model, size)
             self._forms[key] = shape, value_dtype(value, self.precision)
         return self._forms[key]
 
@@ -161,9 +160,10 @@ class _Run:
         match operation.kind:
             case "F":
                 side = self._executor.specs[operation.block].side
-                outputs, saved = block.forward(self._chunks.get(side, operation), inputs)
+                chunk, training = self._chunks.get(side, operation), self._program.training
+                outputs, saved = block.forward(chunk, inputs, training=training)
                 # The loss has no gradient operations and keeps nothing.
-                if self._program.training and saved is not None:
+                if training and saved is not None:
                     self._saved[slot] = saved
                 return outputs
             case "I":

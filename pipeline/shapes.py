@@ -2,31 +2,32 @@
 
 Both ends of a message work them out from the chunk's size, so no message needs a header.
 
-Shapes: K positions of a chunk, B sentences, E embedding numbers, H cells.
+Shapes: B sentences and N words of a chunk, E embedding numbers, H cells.
 """
 
 import torch
 
+from model.batching import ChunkSize
 from model.network import BlockSpec, ModelConfig
 from model.precision import Precision
 from pipeline.graph import Value
 
 
 def value_shape(
-    value: Value, spec: BlockSpec, config: ModelConfig, num_positions: int, num_sentences: int
+    value: Value, spec: BlockSpec, config: ModelConfig, size: ChunkSize
 ) -> tuple[int, ...]:
     """Return the shape of a value that block `spec` makes for a chunk of the given size."""
     match value.port:
         case "hidden" | "cell":
-            return (num_sentences, config.hidden_size)
+            return (size.num_sentences, config.hidden_size)
         case "gates":
-            return (num_positions, num_sentences, 4 * config.hidden_size)
+            return (size.num_tokens, 4 * config.hidden_size)
         case "statistics":
-            return (3, num_positions, num_sentences)
+            return (3, size.num_tokens)
         case "log_normalizer":
-            return (num_positions, num_sentences)
+            return (size.num_tokens,)
         case "input" | "output":
-            return (num_positions, num_sentences, _width(spec, config))
+            return (size.num_tokens, _width(spec, config))
     raise AssertionError(f"no block has port {value.port!r}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from model.batching import even_bounds
+from model.batching import ChunkSize, even_bounds
 from model.errors import UserError
 from model.network import BlockSpec, ModelConfig, Side, network_blocks
 from model.precision import Precision
@@ -52,13 +52,12 @@ class OperationCost:
     token_s: float = 0.0
     token_word_s: float = 0.0
 
-    def seconds(self, num_positions: int, num_sentences: int, num_words: int) -> float:
-        """Return the time for a chunk (K, B) on a shard of V words; nothing takes no time."""
-        num_tokens = num_positions * num_sentences
-        if not num_tokens:
+    def seconds(self, size: ChunkSize, num_words: int) -> float:
+        """Return the time for a chunk on a shard of V words; nothing takes no time."""
+        if not size.num_tokens:
             return 0.0
         each = self.token_s + self.token_word_s * num_words
-        return self.fixed_s + self.position_s * num_positions + each * num_tokens
+        return self.fixed_s + self.position_s * size.num_positions + each * size.num_tokens
 
     def __add__(self, other: "OperationCost") -> "OperationCost":
         return OperationCost(
@@ -118,15 +117,15 @@ class Costs:
     precision: str = "float32"
     origin: str = "given"
 
-    def block_s(self, kind: Kind, spec: BlockSpec, num_positions: int, num_sentences: int) -> float:
+    def block_s(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> float:
         """Return the seconds of an operation of a block on a chunk (K, B)."""
         cost = self.operations.get((family_of(spec), kind), FREE)
-        return cost.seconds(num_positions, num_sentences, spec.words[1] - spec.words[0])
+        return cost.seconds(size, spec.words[1] - spec.words[0])
 
     def whole_block_s(self, spec: BlockSpec, kinds: str = "FIW") -> float:
         """Return the seconds of a block's operations on the whole batch, uncut."""
-        size = self.batch.positions(spec.side), self.batch.num_sentences
-        return sum(self.block_s(kind, spec, *size) for kind in KINDS if kind in kinds)
+        size = ChunkSize.full(self.batch.positions(spec.side), self.batch.num_sentences)
+        return sum(self.block_s(kind, spec, size) for kind in KINDS if kind in kinds)
 
     def one_device_s(self) -> float:
         """Return the seconds of a training step on one device, with the batch whole."""
@@ -181,22 +180,22 @@ class WorkSizes:
         self._num_positions = {
             side: _sizes(batch.positions(side), graph.num_chunks) for side in sides
         }
-        self._known: dict[tuple[str, str, str, int, int], int] = {}
+        self._known: dict[tuple[str, str, str, ChunkSize], int] = {}
 
-    def chunk(self, operation: Operation) -> tuple[int, int]:
-        """Return the numbers of positions and of sentences that an operation works on."""
+    def chunk(self, operation: Operation) -> ChunkSize:
+        """Return the size of the chunk that an operation works on."""
         side = self._graph.spec_of[operation.block].side
         num_positions = self._num_positions[side][operation.chunk]
-        return num_positions, self._num_sentences[operation.microbatch]
+        return ChunkSize.full(num_positions, self._num_sentences[operation.microbatch])
 
     def value_bytes(self, operation: Operation, port: str) -> int:
         """Return the bytes of what an operation makes at a port."""
         size = self.chunk(operation)
-        key = (operation.kind, operation.block, port, *size)
+        key = (operation.kind, operation.block, port, size)
         if key not in self._known:
             value = Value(operation, port)
             spec = self._graph.spec_of[operation.block]
-            shape = value_shape(value, spec, self._model, *size)
+            shape = value_shape(value, spec, self._model, size)
             self._known[key] = math.prod(shape) * value_dtype(value, self._precision).itemsize
         return self._known[key]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.batching import Batch, Chunk, make_batch
+from model.batching import Batch, Chunk, ChunkSize, make_batch
 from model.block import Block, Tensors
 from model.network import BlockSpec, ModelConfig, build_block
 from model.precision import Precision
@@ -43,10 +43,9 @@ _FIRST_WORD = 2
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of an operation on a chunk (K, B) of a block with V words."""
+    """Seconds of an operation on a chunk of a block with V words."""
 
-    num_positions: int
-    num_sentences: int
+    size: ChunkSize
     num_words: int
     seconds: float
 
@@ -159,19 +158,19 @@ def _family_samples(
     for num_words in sorted({max(1, most // 4), most}) if family == "softmax" else [most]:
         bench = _BlockBench(family, model, num_words, Precision(precision), device)
         for size in _sizes(batch):
-            for kind, seconds in bench.seconds(*size, num_repetitions).items():
+            for kind, seconds in bench.seconds(size, num_repetitions).items():
                 if kind in samples:
                     in_shard = num_words if family == "softmax" else 0
-                    samples[kind].append(Sample(*size, in_shard, seconds))
+                    samples[kind].append(Sample(size, in_shard, seconds))
     return samples
 
 
-def _sizes(batch: BatchShape) -> list[tuple[int, int]]:
-    """Return the sizes (K, B) to measure."""
+def _sizes(batch: BatchShape) -> list[ChunkSize]:
+    """Return the sizes to measure."""
     most = max(1, min(batch.source_positions, batch.target_positions, MOST_POSITIONS))
     positions = sorted({1, max(1, most // 2), most})
     sentences = sorted({max(1, batch.num_sentences // 4), batch.num_sentences})
-    return list(itertools.product(positions, sentences))
+    return [ChunkSize.full(*size) for size in itertools.product(positions, sentences)]
 
 
 class _BlockBench:
@@ -191,11 +190,11 @@ class _BlockBench:
             _spec(family, num_words), self._model, precision=precision, device=device
         )
 
-    def seconds(self, num_positions: int, num_sentences: int, count: int) -> dict[Kind, float]:
+    def seconds(self, size: ChunkSize, count: int) -> dict[Kind, float]:
         """Return the medians of F, I and W over `count` times, after one to warm up."""
-        shape = BatchShape(num_sentences, num_positions, num_positions)
+        shape = BatchShape(size.num_sentences, size.num_positions, size.num_positions)
         chunk = full_batch(shape, self._model.target_vocabulary_size).target_chunk(
-            0, num_positions, self._device
+            0, size.num_positions, self._device
         )
         inputs, gradients = self._tensors(chunk)
         runs = [self._once(chunk, inputs, gradients) for _ in range(count + 1)][1:]
@@ -223,27 +222,27 @@ class _BlockBench:
 
     def _tensors(self, chunk: Chunk) -> tuple[Tensors, Tensors]:
         """Return what arrives at F and at I."""
-        size = chunk.num_positions, chunk.num_sentences
+        _, num_sentences, num_tokens = chunk.size
         cells, embedded = self._model.hidden_size, self._model.embedding_size
-        outputs, gates = self._random(*size, cells), self._random(*size, 4 * cells)
+        outputs, gates = self._random(num_tokens, cells), self._random(num_tokens, 4 * cells)
         match self._family:
             case "embedding":
-                return {}, {"output": self._random(*size, embedded)}
+                return {}, {"output": self._random(num_tokens, embedded)}
             case "first_projection":
-                return {"input": self._random(*size, embedded)}, {"gates": gates}
+                return {"input": self._random(num_tokens, embedded)}, {"gates": gates}
             case "projection":
                 return {"input": outputs}, {"gates": gates}
             case "recurrence":
                 carry = {
-                    "hidden": self._random(size[1], cells),
-                    "cell": self._state(size[1], cells),
+                    "hidden": self._random(num_sentences, cells),
+                    "cell": self._state(num_sentences, cells),
                 }
-                back = {port: self._state(size[1], cells) for port in carry}
+                back = {port: self._state(num_sentences, cells) for port in carry}
                 return {"gates": gates, **carry}, {"output": outputs, **back}
             case "softmax":
-                return {"input": outputs}, {"log_normalizer": self._state(*size) + 10.0}
+                return {"input": outputs}, {"log_normalizer": self._state(num_tokens) + 10.0}
             case "loss":
-                return {"statistics.0": self._state(3, *size) + 1.0}, {}
+                return {"statistics.0": self._state(3, num_tokens) + 1.0}, {}
 
     def _random(self, *shape: int) -> Tensor:
         return self._state(*shape).to(self._precision.compute)
@@ -269,8 +268,8 @@ def _spec(family: Family, num_words: int) -> BlockSpec:
 
 
 def _terms(sample: Sample) -> list[float]:
-    tokens = float(sample.num_positions * sample.num_sentences)
-    return [1.0, float(sample.num_positions), tokens, tokens * sample.num_words]
+    tokens = float(sample.size.num_tokens)
+    return [1.0, float(sample.size.num_positions), tokens, tokens * sample.num_words]
 
 
 def _connect(port: int, rank: int, timeout_s: float, shared_memory: bool) -> SumTransport:

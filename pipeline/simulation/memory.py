@@ -18,7 +18,7 @@ from pipeline.schedules.schedule import Schedule, ScheduleError
 
 # A value by the number of the operation that makes it, and the port.
 Made = tuple[int, str]
-_INDEX_BYTES, _MASK_BYTES = 8, 1
+_INDEX_BYTES = 8
 
 
 def check_memory(
@@ -51,9 +51,10 @@ def peak_memory_bytes(
     ranks = [placement.rank_of[operation.block] for operation in graph.operations]
     away = _values_that_leave(graph, ranks)
     number = graph.numbered.number
+    alone = placement.num_ranks == 1
     return tuple(
         parameters
-        + _RankMemory(graph, sizes, costs.model, precision, away[rank]).peak(
+        + _RankMemory(graph, sizes, costs.model, precision, away[rank], alone).peak(
             [number[operation] for operation in schedule.operations[rank]]
         )
         for rank, parameters in enumerate(held)
@@ -110,7 +111,9 @@ class _RankMemory:
         config: ModelConfig,
         precision: Precision,
         away: set[Made],
+        alone: bool,
     ) -> None:
+        self._alone = alone
         self._graph, self._sizes, self._config, self._precision = graph, sizes, config, precision
         self._operations, self._takes = graph.numbered.operations, graph.numbered.takes
         self._away = away
@@ -192,17 +195,20 @@ class _RankMemory:
 
     def _saved_bytes(self, operation: Operation, spec: BlockSpec) -> int:
         """Return the bytes of the tensors that the block makes for itself."""
-        num_positions, num_sentences = self._sizes.chunk(operation)
+        _, num_sentences, num_tokens = self._sizes.chunk(operation)
         state, compute = self._precision.state.itemsize, self._precision.compute.itemsize
-        num_tokens, cells = num_positions * num_sentences, self._config.hidden_size
+        cells = self._config.hidden_size
         match spec.kind, operation.kind:
+            case "softmax", "F" if self._alone:
+                return num_tokens * cells * compute
             case "softmax", "F":
                 num_words = spec.words[1] - spec.words[0]
-                small = state + _INDEX_BYTES + _MASK_BYTES
+                small = 2 * state + _INDEX_BYTES
                 return num_tokens * (num_words * compute + small)
             case "recurrence", "F":
-                with_carry = (num_positions + 1) * num_sentences * cells
+                with_carry = (num_tokens + num_sentences) * cells
                 return 4 * cells * num_tokens * state + with_carry * (state + compute)
             case "recurrence", "I":
-                return 4 * cells * num_tokens * compute
+                # The gradient takes the place of the gates.
+                return 4 * cells * num_tokens * (compute - state)
         return 0

@@ -3,6 +3,7 @@
 import operator
 from dataclasses import dataclass
 
+from model.batching import ChunkSize
 from pipeline.costs.operation_costs import Costs, Link, WorkSizes
 from pipeline.graph import Graph
 from pipeline.numbered_graph import NumberedGraph
@@ -61,14 +62,14 @@ def _time_graph(graph: Graph, placement: Placement, costs: Costs) -> TimedGraph:
 
 def _seconds(graph: Graph, costs: Costs, sizes: WorkSizes) -> list[float]:
     """Return the seconds of every operation; those of a block differ only by a chunk's size."""
-    known: dict[tuple[str, str, int, int], float] = {}
+    known: dict[tuple[str, str, ChunkSize], float] = {}
     seconds: list[float] = []
     for operation in graph.numbered.operations:
         size = sizes.chunk(operation)
-        key = (operation.kind, operation.block, *size)
+        key = (operation.kind, operation.block, size)
         if key not in known:
             spec = graph.spec_of[operation.block]
-            known[key] = costs.block_s(operation.kind, spec, *size)
+            known[key] = costs.block_s(operation.kind, spec, size)
         seconds.append(known[key])
     return seconds
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.batching import even_bounds, length_order, make_batch
+from model.batching import ChunkSize, even_bounds, length_order, make_batch
 from model.vocabulary import EOS_ID
 from tests.batches import random_batch, random_pairs
 
@@ -27,9 +27,24 @@ def test_forward_source_keeps_the_words_order() -> None:
 
 def test_decoder_reads_the_word_before_each_target() -> None:
     chunk = make_batch([([5], [7, 8])]).target_chunk(0, 3)
-    assert chunk.tokens.t().tolist() == [[EOS_ID, 7, 8]]
+    assert chunk.tokens.tolist() == [EOS_ID, 7, 8]
     assert chunk.targets is not None
-    assert chunk.targets.t().tolist() == [[7, 8, EOS_ID]]
+    assert chunk.targets.tolist() == [7, 8, EOS_ID]
+
+
+def test_a_target_side_is_packed_longest_first_and_tells_its_order() -> None:
+    batch = make_batch([([2, 3, 4], [5]), ([6, 7], [8, 9, 10]), ([6], [11])])
+    whole = batch.target_chunk(0, batch.target_positions)
+    assert whole.order is not None
+    assert whole.order.tolist() == [1, 0, 2]
+    assert whole.active == (3, 3, 1, 1)
+    assert whole.tokens.tolist() == [EOS_ID, EOS_ID, EOS_ID, 8, 5, 11, 9, 10]
+    assert whole.targets is not None
+    assert whole.targets.tolist() == [8, 5, 11, 9, EOS_ID, EOS_ID, 10, EOS_ID]
+    assert whole.size == ChunkSize(4, 3, 8)
+    rest = batch.target_chunk(2, 4)
+    assert rest.order is None
+    assert rest.tokens.tolist() == whole.part(2, 4).tokens.tolist() == [9, 10]
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
@@ -47,17 +62,19 @@ def test_microbatches_and_chunks_put_together_are_the_batch(
     batch = random_batch(num_pairs, seed=seed)
     parts = batch.split(num_microbatches)
     assert torch.equal(torch.cat([part.source for part in parts]), batch.source)
-    whole = batch.source_chunk(0, batch.source_positions)
     for part in parts:
         chunks = [
             part.source_chunk(start, stop)
             for start, stop in even_bounds(batch.source_positions, num_chunks)
         ]
-        assert torch.equal(torch.cat([chunk.tokens for chunk in chunks]).t(), part.source)
+        whole = part.source_chunk(0, batch.source_positions)
+        assert torch.equal(torch.cat([chunk.tokens for chunk in chunks]), whole.tokens)
         active = [count for chunk in chunks for count in chunk.active]
         assert sum(active) == int(part.source_lengths.sum())
         assert sorted(active, reverse=True) == active
-    assert sum(whole.active) == int(batch.source_lengths.sum())
+        for row, length in enumerate(part.source_lengths.tolist()):
+            packed = [sum(active[:position]) + row for position in range(length)]
+            assert torch.equal(whole.tokens[packed], part.source[row, :length])
 
 
 def test_length_order_names_the_pair_of_each_row() -> None:

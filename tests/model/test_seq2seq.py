@@ -6,6 +6,7 @@ import torch
 from model.network import ModelConfig
 from model.precision import Precision
 from model.seq2seq import Seq2Seq
+from model.vocabulary import EOS_ID
 from tests.batches import random_batch
 from tests.model.autograd_seq2seq import AutogradSeq2Seq
 
@@ -74,14 +75,12 @@ def test_decode_steps_give_the_probabilities_of_the_loss() -> None:
     model = build(CONFIG)
     batch = random_batch(5)
     state = model.encode(batch.source, batch.source_lengths)
-    target = batch.target_chunk(0, batch.target_positions)
-    assert target.targets is not None
-    assert target.mask is not None
+    read = torch.cat([torch.full((5, 1), EOS_ID), batch.target], dim=1)
     total = 0.0
     for position in range(batch.target_positions):
-        log_probabilities, state = model.decode_step(target.tokens[position], state)
-        chosen = log_probabilities.gather(1, target.targets[position][:, None])[:, 0]
-        total -= float(chosen[target.mask[position]].sum())
+        log_probabilities, state = model.decode_step(read[:, position], state)
+        chosen = log_probabilities.gather(1, batch.target[:, position, None])[:, 0]
+        total -= float(chosen[batch.target_lengths > position].sum())
     assert total == pytest.approx(model.loss(batch).total, rel=1e-12)
 
 

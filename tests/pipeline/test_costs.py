@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from model.batching import ChunkSize
 from model.errors import UserError
 from model.network import ModelConfig, network_blocks
 from pipeline.costs.arithmetic import arithmetic_costs, scaled
@@ -36,8 +37,9 @@ def test_costs_from_the_time_of_a_step_on_one_device() -> None:
 
 def test_a_cost_grows_with_positions_sentences_and_words() -> None:
     cost = OperationCost(fixed_s=1.0, position_s=0.5, token_s=0.25, token_word_s=0.125)
-    assert cost.seconds(2, 4, 3) == 1.0 + 1.0 + 2.0 + 3.0
-    assert cost.seconds(2, 0, 3) == cost.seconds(0, 4, 3) == 0.0
+    assert cost.seconds(ChunkSize.full(2, 4), 3) == 1.0 + 1.0 + 2.0 + 3.0
+    assert cost.seconds(ChunkSize.full(2, 0), 3) == 0.0
+    assert cost.seconds(ChunkSize.full(0, 4), 3) == 0.0
 
 
 def test_fused_costs_move_weights_into_the_input_gradient() -> None:
@@ -55,8 +57,8 @@ def test_sizes_follow_the_cuts_and_the_shapes_of_values() -> None:
     graph = build_graph(network_blocks(model, 2), 2, 2, training=True)
     sizes = WorkSizes(graph, model, BatchShape(5, 7, 3), "bfloat16")
     source = Operation("F", "encoder.1.recurrence", 0, 0)
-    assert sizes.chunk(source) == (4, 3)
-    assert sizes.chunk(Operation("F", "decoder.1.recurrence", 1, 1)) == (1, 2)
+    assert sizes.chunk(source) == ChunkSize.full(4, 3)
+    assert sizes.chunk(Operation("F", "decoder.1.recurrence", 1, 1)) == ChunkSize.full(1, 2)
     assert sizes.value_bytes(source, "output") == 4 * 3 * 5 * 2
     assert sizes.value_bytes(source, "cell") == 3 * 5 * 4
     assert sizes.value_bytes(Operation("F", "encoder.0.projection", 0, 0), "gates") == 480

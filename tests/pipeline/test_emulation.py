@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from model.batching import ChunkSize
 from model.network import network_blocks
 from pipeline.costs.operation_costs import BatchShape, Costs, OperationCost
 from pipeline.emulation import DeviceClock, EmulatedDevice, make_device
@@ -130,10 +131,10 @@ def test_an_operation_takes_the_cost_of_its_chunk() -> None:
     time = FakeTime(late_s=0.0)
     device = EmulatedDevice(small_plan(model=model, costs=costs), clock_of(time))
     spec = next(spec for spec in network_blocks(model) if spec.kind == "recurrence")
-    values = device.run("I", spec, (2, 3))
+    values = device.run("I", spec, ChunkSize.full(2, 3))
     assert time.now_s == pytest.approx(1.0 + 0.5 * 2 + 0.25 * 6, abs=1e-3)
     assert set(values) == {"gates", "hidden", "cell"}
-    device.run("F", spec, (2, 3))
+    device.run("F", spec, ChunkSize.full(2, 3))
     assert time.now_s == pytest.approx(3.5, abs=1e-3)
 
 
@@ -141,11 +142,11 @@ def test_values_of_all_sizes_lie_in_the_zeros_of_the_largest() -> None:
     model = small_model()
     device = EmulatedDevice(small_plan(model=model, precision="float32"), clock_of(FakeTime(0.0)))
     spec = next(spec for spec in network_blocks(model) if spec.kind == "recurrence")
-    sizes = [(positions, 3) for positions in (5, 2, 9, 1)]
+    sizes = [ChunkSize.full(positions, 3) for positions in (5, 2, 9, 1)]
     for _ in range(2):
         values = [device.run(kind, spec, size) for kind in ("F", "I") for size in sizes]
-    for (num_positions, _), of_i in zip(sizes, values[len(sizes) :], strict=True):
-        assert of_i["gates"].shape == (num_positions, 3, 4 * model.hidden_size)
+    for size, of_i in zip(sizes, values[len(sizes) :], strict=True):
+        assert of_i["gates"].shape == (size.num_tokens, 4 * model.hidden_size)
         assert of_i["cell"].shape == (3, model.hidden_size)
     tensors = [tensor for found in values for tensor in found.values()]
     assert not any(tensor.any() for tensor in tensors)
@@ -165,12 +166,12 @@ def test_what_goes_to_other_ranks_is_written_where_the_transport_wants_it() -> N
         return memory if len(asked) == 1 else None
 
     device.announce_outputs(["hidden", "output"], empty)
-    values = device.run("F", spec, (2, 3))
+    values = device.run("F", spec, ChunkSize.full(2, 3))
     assert values["hidden"] is memory
     assert not memory.any()
-    assert asked == [(3, model.hidden_size), (2, 3, model.hidden_size)]
+    assert asked == [(3, model.hidden_size), (6, model.hidden_size)]
     assert values["output"].shape == asked[1]
-    assert device.run("F", spec, (2, 3))["hidden"] is not memory
+    assert device.run("F", spec, ChunkSize.full(2, 3))["hidden"] is not memory
 
 
 def test_real_devices_add_in_order_and_emulated_ones_do_not_add() -> None:

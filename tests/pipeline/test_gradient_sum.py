@@ -40,8 +40,10 @@ class Noted(Block[Any]):
         super().__init__(block.name, block.parameters)
         self.block, self.events = block, events
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, Any]:
-        return self.block.forward(chunk, inputs)
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, Any]:
+        return self.block.forward(chunk, inputs, training=training)
 
     def input_gradient(self, saved: Any, gradients: Tensors) -> Tensors:
         return self.block.input_gradient(saved, gradients)

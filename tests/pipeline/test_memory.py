@@ -49,7 +49,7 @@ def test_the_softmax_rank_by_hand() -> None:
     peak = peak_memory_bytes(planned.schedule, planned.graph, plan.placement, costs)[1]
     tokens, words, cells = 6, 13, 5
     parameters = 2 * 4 * words * (cells + 1)
-    exponentials, small = 4 * tokens * words, tokens * (4 + 8 + 1)
+    exponentials, small = 4 * tokens * words, tokens * (4 + 8 + 4)
     inputs, normalizer, statistics = 4 * tokens * cells, 4 * tokens, 3 * 4 * tokens
     gradient = 4 * tokens * cells
     expected = parameters + exponentials + small + inputs

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.batching import ChunkSize
 from model.network import ModelConfig, network_blocks
 from pipeline.costs.file import load_costs, save_costs
 from pipeline.costs.operation_costs import FAMILIES, BatchShape, OperationCost
@@ -14,12 +15,12 @@ from pipeline.costs.profiling import Sample, fit, full_batch, measure_costs, mea
 
 MODEL = ModelConfig(20, 24, num_layers=2, hidden_size=6, embedding_size=5)
 SHAPE = BatchShape(8, 5, 4)
-SIZES = [(k, b, v) for k in (1, 4, 8) for b in (32, 128) for v in (1000, 4000)]
+SIZES = [(ChunkSize.full(k, b), v) for k in (1, 4, 8) for b in (32, 128) for v in (1000, 4000)]
 seconds = st.floats(min_value=1e-9, max_value=1e-3)
 
 
 def samples_of(cost: OperationCost) -> list[Sample]:
-    return [Sample(k, b, v, cost.seconds(k, b, v)) for k, b, v in SIZES]
+    return [Sample(size, words, cost.seconds(size, words)) for size, words in SIZES]
 
 
 @given(fixed=seconds, position=seconds, token=seconds, word=seconds)
@@ -29,12 +30,12 @@ def test_a_fit_predicts_what_it_was_made_of(
     cost = OperationCost(fixed, position, token, word * 1e-3)
     found = fit(samples_of(cost))
     for sample in samples_of(cost):
-        predicted = found.seconds(sample.num_positions, sample.num_sentences, sample.num_words)
+        predicted = found.seconds(sample.size, sample.num_words)
         assert predicted == pytest.approx(sample.seconds, rel=0.2)
 
 
 def test_a_fit_has_no_negative_terms() -> None:
-    samples = [Sample(k, b, 0, 1e-3 / (k * b)) for k in (1, 2, 4) for b in (2, 8)]
+    samples = [Sample(ChunkSize.full(k, b), 0, 1e-3 / (k * b)) for k in (1, 2, 4) for b in (2, 8)]
     found = fit(samples)
     terms = (found.fixed_s, found.position_s, found.token_s, found.token_word_s)
     assert all(term >= 0.0 for term in terms)
@@ -42,7 +43,7 @@ def test_a_fit_has_no_negative_terms() -> None:
 
 
 def test_latency_bound_work_is_told_from_work_that_grows_with_rows() -> None:
-    found = fit([Sample(k, b, 0, 2e-3 * k) for k in (1, 4, 8) for b in (32, 128)])
+    found = fit([Sample(ChunkSize.full(k, b), 0, 2e-3 * k) for k in (1, 4, 8) for b in (32, 128)])
     assert found.position_s == pytest.approx(2e-3)
     assert found.token_s == 0.0
 
@@ -56,9 +57,9 @@ def test_measured_costs_cover_every_operation_and_survive_a_file(
     assert load_costs(tmp_path / "costs.json") == costs
     assert {family for family, _ in costs.operations} == set(FAMILIES)
     for spec in network_blocks(MODEL):
-        assert costs.block_s("F", spec, 2, 3) > 0.0
+        assert costs.block_s("F", spec, ChunkSize.full(2, 3)) > 0.0
         if spec.kind != "loss":
-            assert costs.block_s("W", spec, 2, 3) > 0.0
+            assert costs.block_s("W", spec, ChunkSize.full(2, 3)) > 0.0
     assert costs.one_device_s() > 0.0
 
 

@@ -30,8 +30,10 @@ class Recording(Block[Any]):
         super().__init__(block.name, block.parameters)
         self.block, self.made = block, made
 
-    def forward(self, chunk: Chunk, inputs: Tensors) -> tuple[Tensors, Any]:
-        outputs, saved = self.block.forward(chunk, inputs)
+    def forward(
+        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
+    ) -> tuple[Tensors, Any]:
+        outputs, saved = self.block.forward(chunk, inputs, training=training)
         self.made.append(("F", self.name, outputs))
         return outputs, saved
 
@@ -135,10 +137,10 @@ def test_times_and_bytes_are_reported() -> None:
         assert result.busy_s > 0
         assert result.busy_s + result.wait_s <= result.step_s
     # The first softmax rank sends the normaliser and the gradients of the decoder's outputs.
-    positions = batch.target_positions * batch.num_sentences
-    assert results[2].bytes_sent == positions * (1 + 5) * 8
+    words = batch.num_target_tokens
+    assert results[2].bytes_sent == words * (1 + 5) * 8
     # The other one sends its statistics instead of the normaliser.
-    assert results[3].bytes_sent == positions * (3 + 5) * 8
+    assert results[3].bytes_sent == words * (3 + 5) * 8
     again = pipeline.each(lambda stage: stage.train_step(batch, 0.7, 5.0))
     assert [r.bytes_sent for r in again] == [r.bytes_sent for r in results]
     assert [r.loss.num_tokens for r in results] == [0, 0, batch.num_target_tokens, 0]
@@ -156,12 +158,13 @@ def test_values_have_the_shapes_and_formats_foretold(precision: str) -> None:
     specs = {spec.name: spec for spec in plan.blocks}
     assert len(made) == 2 * len(specs) - 1
     for kind, name, outputs in made:
-        positions = (
-            batch.source_positions if specs[name].side == "source" else batch.target_positions
-        )
+        is_source = specs[name].side == "source"
+        chunk = batch.source_chunk(0, batch.source_positions)
+        if not is_source:
+            chunk = batch.target_chunk(0, batch.target_positions)
         for port, tensor in outputs.items():
             value = Value(Operation("F" if kind == "F" else "I", name, 0, 0), port)
-            shape = value_shape(value, specs[name], plan.model, positions, 4)
+            shape = value_shape(value, specs[name], plan.model, chunk.size)
             assert tuple(tensor.shape) == shape, value
             assert tensor.dtype == value_dtype(value, Precision(precision)), value
 

@@ -32,8 +32,8 @@ def plan() -> Plan:
 
 @pytest.fixture(scope="module")
 def recorded(plan: Plan) -> dict[int, list[RankRecord]]:
-    """Two recorded steps of a real pipeline, by step and rank."""
-    pipeline, batch = InProcessPipeline(plan), random_batch(6)
+    """Two recorded steps of a pipeline, by step and rank; every chunk has words to wait for."""
+    pipeline, batch = InProcessPipeline(plan), random_batch(6, lengths=(8, 9))
     steps: dict[int, list[RankRecord]] = {}
     for step in STEPS:
         results = pipeline.each(lambda stage: stage.train_step(batch, 0.1, 5.0, record=True))
