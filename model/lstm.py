@@ -239,8 +239,13 @@ class Recurrence(Block[RecurrenceSaved]):
         return gradients["hidden"].to(state, copy=True), gradients["cell"].to(state, copy=True)
 
     def _cached(self, steps: list[_Step]) -> Iterator[list[_Step]]:
-        """Yield the positions, last first, as many at a time as fit the cache, and at least one."""
+        """Yield the positions, last first, as many at a time as fit the cache, and at least one.
+
+        A GPU takes them all at a time: there the number of operations counts.
+        """
         most = _CACHED_BYTES // (4 * self.num_cells * self.precision.state.itemsize)
+        if self.weight.value.is_cuda and steps:
+            most = steps[-1].rows.stop
         group: list[_Step] = []
         for step in reversed(steps):
             if group and group[0].rows.stop - step.rows.start > most:

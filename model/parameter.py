@@ -14,6 +14,9 @@ from torch import Tensor
 from model.initialization import uniform_rows
 from model.precision import Precision
 
+_CACHED_BYTES = 1 << 22
+"""The part of a product in a lower format that is added to a gradient at a time."""
+
 
 @dataclass(frozen=True)
 class ParameterRows:
@@ -69,11 +72,21 @@ class Parameter:
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """Add left' @ right to the gradient of a matrix, or of a vector if `right` is (N, 1)."""
         if left.dtype != self.value.dtype:
-            self.add_gradient((left.t() @ right).view(self.value.shape))
+            self._add_lower_product(left, right)
         elif self._gradient is None:
             self._gradient = (left.t() @ right).view(self.value.shape)
         else:
             self._gradient.view(left.shape[1], -1).addmm_(left.t(), right)
+
+    def _add_lower_product(self, left: Tensor, right: Tensor) -> None:
+        """Add a product in the compute format, some rows at a time, while these are in a cache."""
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(self.value)
+        size = max(1, _CACHED_BYTES // (right.shape[1] * right.dtype.itemsize))
+        sums = self._gradient.view(left.shape[1], -1)
+        for start in range(0, len(sums), size):
+            rows = slice(start, start + size)
+            sums[rows] += left[:, rows].t() @ right
 
     def add_rows(self, ids: Tensor, gradients: Tensor) -> None:
         """Add `gradients` (N, ...) to the gradient's rows `ids` (N,), which may repeat."""

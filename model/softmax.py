@@ -27,8 +27,10 @@ from model.block import Block, Tensors
 from model.parameter import Parameter
 from model.precision import Precision
 
-_LOGITS_AT_ONCE = 1 << 23
-"""Entries of a group of logits: few enough for the caches of a processor, many for a product."""
+_GROUP_BYTES = 1 << 25
+"""Logits that products work on at a time: many rows for a product, little beside the weights."""
+_CACHED_ENTRIES = 1 << 19
+"""Logits that are exponentiated at a time: in the state format they stay in a core's caches."""
 
 
 @dataclass
@@ -49,29 +51,71 @@ class SoftmaxSaved:
 
 
 class _OutputWords:
-    """The output layer's words [start, stop): weights and biases, and the logits from them."""
+    """The output layer's words [start, stop): weights and biases, and what all kinds do with them.
+
+    Statistics (3, n) are a word's largest logit, sum of exponentials, and logit of the target.
+    """
 
     def __init__(self, weight: Parameter, bias: Parameter, precision: Precision) -> None:
         self.weight, self.bias = weight, bias
         self.precision = precision
 
-    def logits(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the logits (n, V) of outputs (n, H), in the state format; in `out` if it fits."""
-        weight, bias = self.weight.compute, self.bias.compute
-        if out is None or self.precision.compute != self.precision.state:
-            return F.linear(inputs, weight, bias).to(self.precision.state)
-        return torch.addmm(bias, inputs, weight.t(), out=out)
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (n, V) of outputs (n, H), in the state format."""
+        products = F.linear(inputs, self.weight.compute, self.bias.compute)
+        return products.to(self.precision.state)
 
     def groups(self, num_rows: int) -> Iterator[slice]:
-        """Cut rows into groups whose logits are made at a time.
+        """Cut rows into groups for the products.
 
         A group holds an eighth of what the weights and their gradient hold, or less, unless that is
         little anyway.
         """
         num_words, num_cells = self.weight.value.shape
-        size = max(_LOGITS_AT_ONCE // num_words, num_cells // 4, 1)
-        for start in range(0, num_rows, size):
-            yield slice(start, min(start + size, num_rows))
+        row_bytes = num_words * self.precision.compute.itemsize
+        return _cut(num_rows, max(_GROUP_BYTES // row_bytes, num_cells // 4))
+
+    def room(self, num_rows: int, *, whole: bool) -> Tensor:
+        """Return memory for the exponentials of all rows or, not `whole`, of the largest group."""
+        if not whole:
+            num_rows = max((rows.stop - rows.start for rows in self.groups(num_rows)), default=0)
+        return self.weight.compute.new_empty((num_rows, len(self.weight.value)))
+
+    def exponentials(
+        self, inputs: Tensor, local_targets: Tensor, out: Tensor, statistics: Tensor
+    ) -> None:
+        """Write exponentials (n, V), relative to the largest, in the compute format; and the rest.
+
+        `local_targets` (n,) are places among these words.
+        """
+        torch.addmm(self.bias.compute, inputs, self.weight.compute.t(), out=out)
+        for rows in _cut(len(out), _CACHED_ENTRIES // out.shape[1]):
+            part = out[rows]
+            logits = part.to(self.precision.state)  # the same memory where formats agree
+            maximum, sums, target = statistics[:, rows]
+            torch.gather(logits, 1, local_targets[rows, None], out=target[:, None])
+            torch.amax(logits, 1, out=maximum)
+            torch.sum(logits.sub_(maximum[:, None]).exp_(), 1, out=sums)
+            if logits.dtype != part.dtype:
+                part.copy_(logits)
+
+    def add_gradient(
+        self,
+        exponentials: Tensor,
+        scale: Tensor,
+        inputs: Tensor,
+        local_targets: Tensor,
+        held: Tensor,
+    ) -> None:
+        """Add probabilities (n, V) times inputs (n, H), less the words that stood there where held.
+
+        The probabilities are `exponentials` times `scale` (n, 1).
+        """
+        scaled = (inputs * scale).to(inputs.dtype)
+        self.weight.add_product(exponentials, scaled)
+        self.bias.add_product(exponentials, scale.to(inputs.dtype))
+        self.weight.add_rows(local_targets, inputs * -held[:, None])
+        self.bias.add_rows(local_targets, -held)
 
 
 class SoftmaxShard(Block[SoftmaxSaved | None]):
@@ -101,22 +145,14 @@ class SoftmaxShard(Block[SoftmaxSaved | None]):
         held = ((local >= 0) & (local < len(self.weight.value))).to(self.precision.state)
         local = local.clamp(0, len(self.weight.value) - 1)
         statistics = held.new_empty((3, len(outputs)))
-        exponentials = None
-        if training:
-            shape = (len(outputs), len(self.weight.value))
-            exponentials = outputs.new_empty(shape, dtype=self.precision.compute)
+        room = self._words.room(len(outputs), whole=training)
         for rows in self._words.groups(len(outputs)):
-            kept = None if exponentials is None else exponentials[rows]
-            logits = self._words.logits(outputs[rows], out=kept)
-            maximum, sums, target = statistics[:, rows]
-            torch.mul(logits.gather(1, local[rows, None])[:, 0], held[rows], out=target)
-            torch.amax(logits, 1, out=maximum)
-            torch.sum(logits.sub_(maximum[:, None]).exp_(), 1, out=sums)
-            if kept is not None and kept.data_ptr() != logits.data_ptr():
-                kept.copy_(logits)
+            into = room[rows] if training else room[: rows.stop - rows.start]
+            self._words.exponentials(outputs[rows], local[rows], into, statistics[:, rows])
+        statistics[2] *= held
         saved = None
-        if exponentials is not None:
-            saved = SoftmaxSaved(outputs, statistics[0].clone(), exponentials, local, held)
+        if training:
+            saved = SoftmaxSaved(outputs, statistics[0].clone(), room, local, held)
         return {"statistics": statistics}, saved
 
     def input_gradient(self, saved: SoftmaxSaved | None, gradients: Tensors) -> Tensors:
@@ -132,8 +168,8 @@ class SoftmaxShard(Block[SoftmaxSaved | None]):
     def weight_gradient(self, saved: SoftmaxSaved | None) -> None:
         """W: one product over all words of the chunk."""
         assert saved is not None and saved.scale is not None, "W before I"
-        _add_weight_gradient(
-            self, saved.exponentials, saved.scale, saved.inputs, saved.local_targets, saved.held
+        self._words.add_gradient(
+            saved.exponentials, saved.scale, saved.inputs, saved.local_targets, saved.held
         )
 
 
@@ -163,18 +199,13 @@ class WholeSoftmax(Block[Tensor | None]):
         outputs = inputs["input"]
         statistics = outputs.new_empty((3, len(outputs)), dtype=self.precision.state)
         gradient = torch.empty_like(outputs) if training else None
-        buffer: Tensor | None = None
+        room = self._words.room(len(outputs), whole=False)
         for rows in self._words.groups(len(outputs)):
-            room = None if buffer is None else buffer[: rows.stop - rows.start]
-            logits = self._words.logits(outputs[rows], out=room)
-            buffer = logits if buffer is None else buffer
-            targets = chunk.targets[rows]
-            maximum, sums, target = statistics[:, rows]
-            torch.gather(logits, 1, targets[:, None], out=target[:, None])
-            torch.amax(logits, 1, out=maximum)
-            torch.sum(logits.sub_(maximum[:, None]).exp_(), 1, out=sums)
+            into, targets = room[: rows.stop - rows.start], chunk.targets[rows]
+            self._words.exponentials(outputs[rows], targets, into, statistics[:, rows])
             if gradient is not None:
-                gradient[rows] = self._gradients(logits, sums, outputs[rows], targets)
+                sums = statistics[1, rows]
+                gradient[rows] = self._gradients(into, sums, outputs[rows], targets)
         return {"statistics": statistics}, gradient
 
     def _gradients(
@@ -182,10 +213,9 @@ class WholeSoftmax(Block[Tensor | None]):
     ) -> Tensor:
         """Add a group's gradient of the weights, and return that of its inputs (n, H)."""
         weight, scale = self.weight.compute, sums.reciprocal()[:, None]
-        exponentials = exponentials.to(self.precision.compute)
         gradient = (exponentials @ weight) * scale
         gradient -= F.embedding(targets, weight)
-        _add_weight_gradient(self, exponentials, scale, inputs, targets, torch.ones_like(sums))
+        self._words.add_gradient(exponentials, scale, inputs, targets, torch.ones_like(sums))
         return gradient
 
     def input_gradient(self, saved: Tensor | None, gradients: Tensors) -> Tensors:
@@ -197,23 +227,10 @@ class WholeSoftmax(Block[Tensor | None]):
         """W: done by F."""
 
 
-def _add_weight_gradient(
-    block: SoftmaxShard | WholeSoftmax,
-    exponentials: Tensor,
-    scale: Tensor,
-    inputs: Tensor,
-    local_targets: Tensor,
-    held: Tensor,
-) -> None:
-    """Add probabilities (n, V) times inputs (n, H), less the words that stood there where held.
-
-    The probabilities are `exponentials` times `scale` (n, 1).
-    """
-    scaled = (inputs * scale).to(inputs.dtype)
-    block.weight.add_product(exponentials, scaled)
-    block.bias.add_product(exponentials, scale.to(inputs.dtype))
-    block.weight.add_rows(local_targets, inputs * -held[:, None])
-    block.bias.add_rows(local_targets, -held)
+def _cut(num_rows: int, size: int) -> Iterator[slice]:
+    """Cut rows into parts of so many, at least one."""
+    for start in range(0, num_rows, max(size, 1)):
+        yield slice(start, min(start + max(size, 1), num_rows))
 
 
 @dataclass

@@ -118,7 +118,7 @@ class Costs:
     origin: str = "given"
 
     def block_s(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> float:
-        """Return the seconds of an operation of a block on a chunk (K, B)."""
+        """Return the seconds of an operation of a block on a chunk."""
         cost = self.operations.get((family_of(spec), kind), FREE)
         return cost.seconds(size, spec.words[1] - spec.words[0])
 

@@ -1,0 +1,111 @@
+"""The output layer: whole and in shards it is cross_entropy, and it never holds all logits."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.batching import Chunk
+from model.network import BlockSpec, ModelConfig, build_block
+from model.precision import Precision
+from model.softmax import Loss, SoftmaxShard, WholeSoftmax
+
+FLOAT64 = Precision("float64")
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how many entries the largest tensor has that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.entries = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.entries = max(self.entries, out.numel())
+        return out
+
+
+def output_layer(
+    config: ModelConfig, words: tuple[int, int], precision: Precision, *, alone: bool
+) -> Any:
+    spec = BlockSpec("softmax.0", "softmax", "target", 0, words)
+    return build_block(spec, config, precision=precision, alone=alone)
+
+
+def chunk_of(targets: torch.Tensor) -> Chunk:
+    return Chunk(targets, targets, (len(targets),), len(targets))
+
+
+@pytest.mark.parametrize("bounds", [[(0, 13)], [(0, 5), (5, 13)], [(0, 1), (1, 12), (12, 13)]])
+def test_loss_and_gradients_are_those_of_cross_entropy(bounds: list[tuple[int, int]]) -> None:
+    config = ModelConfig(2, 13, hidden_size=5, init_scale=1.0)
+    inputs = torch.randn(9, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 12, 4, 4, 5, 1, 11, 0, 7])
+    chunk = chunk_of(targets)
+    blocks = [output_layer(config, words, FLOAT64, alone=len(bounds) == 1) for words in bounds]
+    kind = WholeSoftmax if len(bounds) == 1 else SoftmaxShard
+    assert all(isinstance(block, kind) for block in blocks)
+    weight = torch.cat([block.weight.value for block in blocks]).requires_grad_(True)
+    bias = torch.cat([block.bias.value for block in blocks]).requires_grad_(True)
+    expected = F.cross_entropy(inputs @ weight.t() + bias, targets, reduction="sum")
+    expected.backward()  # type: ignore[no-untyped-call]
+
+    made = [block.forward(chunk, {"input": inputs.detach()}) for block in blocks]
+    loss = Loss()
+    statistics = {f"statistics.{p}": out["statistics"] for p, (out, _) in enumerate(made)}
+    merged, _ = loss.forward(chunk, statistics)
+    gradients = [
+        block.input_gradient(saved, merged)["input"]
+        for block, (_, saved) in zip(blocks, made, strict=True)
+    ]
+    for block, (_, saved) in zip(blocks, made, strict=True):
+        block.weight_gradient(saved)
+
+    assert loss.take().total == pytest.approx(expected.item(), rel=1e-12)
+    for actual, leaf in (
+        (sum(gradients), inputs),
+        (torch.cat([block.weight.gradient() for block in blocks]), weight),
+        (torch.cat([block.bias.gradient() for block in blocks]), bias),
+    ):
+        assert leaf.grad is not None
+        torch.testing.assert_close(actual, leaf.grad, rtol=0, atol=1e-12)
+
+
+def test_without_training_nothing_is_kept_and_no_gradient_made() -> None:
+    config = ModelConfig(2, 13, hidden_size=5)
+    for alone in (True, False):
+        block = output_layer(config, (0, 13), FLOAT64, alone=alone)
+        inputs = torch.randn(4, 5, dtype=torch.float64)
+        out, saved = block.forward(chunk_of(torch.arange(4)), {"input": inputs}, training=False)
+        trained, _ = block.forward(chunk_of(torch.arange(4)), {"input": inputs})
+        assert saved is None
+        assert torch.equal(out["statistics"], trained["statistics"])
+        if not alone:
+            assert not block.weight.gradient().any()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_whole_layer_never_holds_the_logits_of_all_words(precision: str) -> None:
+    num_words, num_tokens, num_cells = 20_000, 3000, 8
+    config = ModelConfig(2, num_words, hidden_size=num_cells)
+    block = output_layer(config, (0, num_words), Precision(precision), alone=True)
+    inputs = torch.randn(num_tokens, num_cells).to(Precision(precision).compute)
+    chunk = chunk_of(torch.arange(num_tokens))
+    with LargestTensor() as largest:
+        block.forward(chunk, {"input": inputs})
+    assert num_words * num_cells <= largest.entries < num_words * num_tokens / 3
+
+
+def test_a_shard_keeps_its_exponentials_in_the_compute_format() -> None:
+    config = ModelConfig(2, 13, hidden_size=5)
+    block = output_layer(config, (3, 13), Precision("bfloat16"), alone=False)
+    inputs = torch.randn(4, 5).bfloat16()
+    _, saved = block.forward(chunk_of(torch.tensor([0, 3, 12, 5])), {"input": inputs})
+    assert (saved.exponentials.dtype, saved.exponentials.shape) == (torch.bfloat16, (4, 10))
+    assert saved.held.tolist() == [0.0, 1.0, 1.0, 1.0]
