@@ -13,7 +13,6 @@ from cluster.config.placement_file import read_placement_file
 from cluster.config.sections import PLACEMENT_NAMES
 from cluster.precision_choice import precision_of, with_precision
 from model.network import ModelConfig
-from model.processor import AUTO
 from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.costs.file import load_costs
 from pipeline.costs.operation_costs import Costs, Link
@@ -134,7 +133,7 @@ def _assumed_costs(config: Config, model: ModelConfig) -> Costs:
     assumed = _ASSUMED[device]
     given = config.cluster.threads_per_rank
     # The plan must not depend on how many cores the machine has that makes it.
-    threads = given if device == "cpu" and given != AUTO else 1
+    threads = given if device == "cpu" and given != "auto" else 1
     costs = arithmetic_costs(
         model,
         config.training.batch_size,

@@ -14,7 +14,7 @@ def precision_of(config: Config) -> PrecisionName:
     The machine of the caller decides for all ranks, since they must agree.
     """
     precision = config.training.precision
-    if precision != AUTO:
+    if precision != "auto":
         return precision
     device = config.cluster.device
     return "float32" if device == "emulated" else automatic_precision(device)

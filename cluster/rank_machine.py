@@ -14,7 +14,7 @@ import torch
 from cluster.cores import automatic_threads, cores_of_rank, num_usable_cores, pin_to, usable_cores
 from model.precision import Precision
 from model.process_memory import keeps_freed_memory
-from model.processor import AUTO, has_fast_bfloat16, this_processor
+from model.processor import has_fast_bfloat16, this_processor
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def rank_threads(
     threads: int | Literal["auto"], num_ranks: int, num_cores: int, device: str = "cpu"
 ) -> int:
     """Return the threads of a rank that shares so many cores with its run's other ranks."""
-    if threads != AUTO:
+    if threads != "auto":
         return threads
     return 1 if device == "emulated" else automatic_threads(num_cores, num_ranks)
 
