@@ -15,11 +15,11 @@ import torch.distributed
 
 from cluster.cores import automatic_threads, num_usable_cores, usable_cores
 from cluster.host import host_memory, product_rate
+from cluster.memory_table import GIB
 from model.process_memory import keep_freed_memory, keeps_freed_memory
 from model.processor import Processor, has_fast_bfloat16, this_processor
 from pipeline.transports.shared_memory_meeting import machine_id
 
-GIB = 1 << 30
 _MUCH_FASTER = 1.2
 _LIBRARIES = ("ray", "mlflow", "pyarrow", "safetensors", "sentencepiece")
 
@@ -162,7 +162,7 @@ def _shared_memory() -> Finding:
 def _gpus() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         reason = "torch is built without CUDA"
-        if torch.backends.cuda.is_built():
+        if torch.version.cuda is not None:
             reason = "torch has CUDA, but finds no driver or no GPU"
         yield Finding("gpu", f"no CUDA device: {reason}", values={"cuda_devices": []})
         return

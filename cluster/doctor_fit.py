@@ -10,14 +10,13 @@ import torch
 
 from cluster.config import Config
 from cluster.cores import num_usable_cores
-from cluster.doctor import GIB, Finding
+from cluster.doctor import Finding
 from cluster.host import host_memory
 from cluster.layout import layout_words, plan_of
+from cluster.memory_table import GIB, memory_by_model
 from cluster.precision_choice import for_training
 from cluster.rank_machine import rank_threads
-from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.plan import Plan
-from pipeline.simulation.simulator import simulate
 
 PROCESS_BYTES = 350 << 20
 """What a rank's process takes beside its tensors, for Python, torch and Ray."""
@@ -38,18 +37,6 @@ def examine_fit(config: Config) -> list[Finding]:
         *_device(config, plan, is_here=is_here),
         *_memory(config, plan, is_here=is_here),
     ]
-
-
-def memory_by_model(plan: Plan, num_sentences: int, num_positions: int) -> tuple[int, ...]:
-    """Return the bytes of parameters and tensors that each worker of a plan holds at most."""
-    costs = arithmetic_costs(
-        plan.model, num_sentences, num_positions, num_positions, precision=plan.precision
-    )
-    step = plan.training
-    simulation = simulate(
-        step.schedule, step.graph, plan.placement, costs, num_replicas=plan.num_replicas
-    )
-    return simulation.peak_memory_bytes * plan.num_replicas
 
 
 def _layout(config: Config, plan: Plan) -> Finding:

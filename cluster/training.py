@@ -22,6 +22,7 @@ from cluster.failure_policy import WorkerFailure
 from cluster.ingest.corpus_batches import CorpusBatches
 from cluster.interruption import Interrupted, Interruption, watch_signals
 from cluster.layout import layout_words, plan_of
+from cluster.memory_table import measured_memory, memory_by_model, memory_lines
 from cluster.precision_choice import for_training
 from cluster.rank_machine import (
     RankMachine,
@@ -58,6 +59,7 @@ class TrainingResult:
     """How a training ended.
 
     `metrics` are the newest values by name; `checkpoint` is the newest one, None if there is none.
+    `memory_lines` are a table of what every rank held at most.
     """
 
     run_id: str
@@ -68,6 +70,7 @@ class TrainingResult:
     checkpoint: Path | None
     metrics: dict[str, float]
     tracking_uri: str
+    memory_lines: tuple[str, ...] = ()
 
 
 def train(config: Config, *, report: TrainingReport) -> TrainingResult:
@@ -138,6 +141,7 @@ class _Run:
             checkpoint=controller.checkpoint,
             metrics={**controller.metrics, **self._scores},
             tracking_uri=tracker.uri,
+            memory_lines=tuple(self._memory_lines(controller.metrics)),
         )
 
     def _tracker(self) -> Tracker:
@@ -198,6 +202,14 @@ class _Run:
             interruption.check,
             checkpoint=self._store.resumed.path if self._store.resumed else None,
         )
+
+    def _memory_lines(self, metrics: Mapping[str, float]) -> list[str]:
+        num_positions = self._config.corpus.max_length + 1
+        told: tuple[int, ...] = ()
+        if self._config.cluster.device != "emulated":
+            num_sentences = self._config.training.batch_size
+            told = memory_by_model(self._plan, num_sentences, num_positions)
+        return memory_lines(measured_memory(metrics), told, num_positions)
 
     def _hear_machines(self, machines: Sequence[RankMachine]) -> None:
         """Tell what the ranks compute with, what is amiss there, and keep it with checkpoints."""
