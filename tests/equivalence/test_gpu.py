@@ -13,7 +13,7 @@ MODEL = ModelConfig(11, 13, num_layers=2, hidden_size=8, embedding_size=6, init_
 
 def losses(device: str, precision: str) -> list[float]:
     trainer = Trainer(Seq2Seq(MODEL, Precision(precision), device, seed=3))
-    batches = [random_batch(5, seed=step).to(device) for step in range(3)]
+    batches = [random_batch(5, seed=step) for step in range(3)]
     return [trainer.step(batch, 0.5).loss.mean for batch in batches]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-import model.processor as processor_module
 from model.processor import (
     Processor,
     automatic_precision,
@@ -21,9 +20,12 @@ GRAVITON = {"architecture": "aarch64", "bf16": True, "sve_bf16": True}
 
 
 def judged(
-    capabilities: Mapping[str, object], *, amx: bool = True, **environment: str
+    capabilities: Mapping[str, object],
+    environment: Mapping[str, str] | None = None,
+    *,
+    amx: bool = True,
 ) -> Processor:
-    return processor_of(capabilities, "AVX512", environment, has_amx_permission=amx)
+    return processor_of(capabilities, "AVX512", environment or {}, has_amx_permission=amx)
 
 
 @pytest.mark.parametrize(
@@ -65,14 +67,14 @@ def test_amx_that_the_system_forbids_does_not_count() -> None:
 def test_variables_take_instructions_away(
     environment: dict[str, str], units: tuple[str, ...]
 ) -> None:
-    found = judged(XEON, **environment)
+    found = judged(XEON, environment)
     assert found.bfloat16_units == units
     name, value = next(iter(environment.items()))
     assert found.lowered_by == (f"{name}={value}",)
 
 
 def test_variables_of_x86_leave_arm_alone() -> None:
-    found = judged(GRAVITON, ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="default")
+    found = judged(GRAVITON, {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default"})
     assert found.bfloat16_units == ("SVE-BF16", "ARM BF16")
 
 
@@ -90,14 +92,12 @@ def test_this_processor_is_told() -> None:
 def test_a_gpu_is_judged_by_its_capability(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
 ) -> None:
-    monkeypatch.setattr(processor_module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        processor_module.torch.cuda, "get_device_capability", lambda device: capability
-    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert automatic_precision("cuda") == precision
 
 
 def test_a_gpu_that_is_elsewhere_is_taken_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor_module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert has_fast_bfloat16("cuda") is None
     assert automatic_precision("cuda") == "bfloat16"
