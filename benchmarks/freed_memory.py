@@ -1,6 +1,4 @@
-"""What a step costs when the C library keeps the memory of freed tensors, and when it does not.
-
-    python -m benchmarks.freed_memory --rounds 3
+"""What a step costs where freed memory is kept: `python benchmarks/freed_memory.py`.
 
 Every variant trains in a process of its own, in turns, on one thread. Seconds are of processor
 time, which other work on the machine leaves nearly alone. On Linux with the GNU C library only.
@@ -71,7 +69,7 @@ def main() -> None:
     if given.worker:
         train(*map(int, given.sizes.split(",")))
         return
-    command = [sys.executable, "-m", "benchmarks.freed_memory", "--worker", "--sizes", given.sizes]
+    command = [sys.executable, __file__, "--worker", "--sizes", given.sizes]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     for _ in range(given.rounds):
         for name, variables in VARIANTS.items():

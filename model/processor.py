@@ -106,6 +106,14 @@ def automatic_precision(device: str = "cpu") -> PrecisionName:
     return "float32" if has_fast_bfloat16(device) is False else "bfloat16"
 
 
+def translation_precision(trained: str, device: str = "cpu") -> str:
+    """Return the precision to translate in with a model that was trained in precision `trained`.
+
+    Where bfloat16 is slow that is float32, the format of the weights that a checkpoint keeps.
+    """
+    return "float32" if trained == "bfloat16" and not has_fast_bfloat16(device) else trained
+
+
 def _aten_allows(unit: str, kernels: str) -> bool:
     """Without AVX512 torch's kernels between the products convert every number by hand."""
     return not (unit in ("amx_bf16", "avx512_bf16") and kernels in ("default", "avx2"))

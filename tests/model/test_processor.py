@@ -11,6 +11,7 @@ from model.processor import (
     has_fast_bfloat16,
     processor_of,
     this_processor,
+    translation_precision,
 )
 
 XEON = {"cpu_name": "Xeon", "architecture": "x86_64", "amx_bf16": True, "avx512_bf16": True}
@@ -101,3 +102,15 @@ def test_a_gpu_that_is_elsewhere_is_taken_for_a_new_one(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert has_fast_bfloat16("cuda") is None
     assert automatic_precision("cuda") == "bfloat16"
+
+
+def test_a_model_is_translated_with_in_what_is_fast_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = "bfloat16" if has_fast_bfloat16() else "float32"
+    assert translation_precision("bfloat16") == fast
+    assert [translation_precision(name) for name in ("float32", "float64")] == [
+        "float32",
+        "float64",
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert translation_precision("bfloat16", "cuda") == "bfloat16"
