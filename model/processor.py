@@ -5,6 +5,7 @@ without them torch converts back and forth, and products take several times as l
 """
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class Processor:
 def this_processor() -> Processor:
     """Return the processor of this machine."""
     return processor_of(
-        torch.cpu.get_capabilities(),
+        _capabilities(),
         torch.backends.cpu.get_cpu_capability(),
         os.environ,
         has_amx_permission=torch.cpu._init_amx(),
@@ -112,6 +113,18 @@ def translation_precision(trained: str, device: str = "cpu") -> str:
     Where bfloat16 is slow that is float32, the format of the weights that a checkpoint keeps.
     """
     return "float32" if trained == "bfloat16" and not has_fast_bfloat16(device) else trained
+
+
+def _capabilities() -> Mapping[str, Any]:
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    # Older versions of torch tell of x86 alone.
+    return {
+        "cpu_name": platform.processor(),
+        "architecture": platform.machine(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+    }
 
 
 def _aten_allows(unit: str, kernels: str) -> bool:

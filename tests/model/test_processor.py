@@ -1,5 +1,6 @@
 """What is known of a processor decides the precision; made-up ones are judged as real ones."""
 
+import platform
 from collections.abc import Mapping
 
 import pytest
@@ -85,6 +86,15 @@ def test_this_processor_is_told() -> None:
     assert found.kernels == torch.backends.cpu.get_cpu_capability()
     assert has_fast_bfloat16() == found.has_fast_bfloat16
     assert automatic_precision() == ("bfloat16" if found.has_fast_bfloat16 else "float32")
+
+
+def test_an_older_torch_tells_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = this_processor()
+    assert found.architecture == platform.machine()
+    assert "AMX-BF16" not in found.bfloat16_units
 
 
 @pytest.mark.parametrize(
