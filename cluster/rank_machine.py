@@ -117,9 +117,9 @@ def machine_warnings(
     if free and pin_cores:
         machine = machines[free[0]]
         lines.append(
-            f"cluster.pin_cores=true, but {_ranks(free)} on a node where this run's ranks have "
-            f"more threads than the {machine.num_cores} usable cores, and is not pinned; use "
-            "fewer ranks or threads a node"
+            f"cluster.pin_cores=true, but {_ranks(free)} on a node whose {machine.num_cores} usable "
+            "cores are fewer than this run's threads there, so nothing is pinned; use fewer ranks "
+            "or threads a node"
         )
     return lines
 
