@@ -118,8 +118,8 @@ def machine_warnings(
         machine = machines[free[0]]
         lines.append(
             f"cluster.pin_cores=true, but {_ranks(free)} on a node whose {machine.num_cores} "
-            "usable cores are fewer than this run's threads there, so nothing is pinned; use fewer ranks "
-            "or threads a node"
+            "usable cores are fewer than this run's threads there, so nothing is pinned; use fewer "
+            "ranks or threads a node"
         )
     return lines
 
