@@ -6,7 +6,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup quickstart test test-slow check format pictures lock clean
+.PHONY: help setup quickstart test test-slow test-gpu check format pictures lock clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test: setup ## the tests, without the slow ones
 
 test-slow: setup ## the tests that start clusters and servers
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: setup ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
 
 check: setup ## lint and types
 	$(BIN)/ruff format --check .

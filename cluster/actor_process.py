@@ -8,21 +8,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config.sections import ClusterConfig
 from cluster.resources import Reservation, rank_resources
 from cluster.stage_actor import CONCURRENCY, StageActor
+from model.process_memory import KEEPING_ENVIRONMENT
+from model.processor import AUTO
 from pipeline.plan import Plan
-
-_KEEP_MEMORY = {
-    # The C library otherwise gives every large tensor back to the system, and a step pays for new
-    # pages again and again.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-}
 
 
 def create_actor(plan: Plan, worker: int, cluster: ClusterConfig, reservation: Reservation) -> Any:  # noqa: ANN401 - Ray's actor handles have no useful type
     """Start a worker's actor in the place that is reserved for it; returns at once."""
     resources = rank_resources(cluster)
-    num_threads = cluster.threads_per_rank
+    # Where the rank chooses its threads, on its node, it sets them for all that it calls.
+    num_threads = 1 if cluster.threads_per_rank == AUTO else cluster.threads_per_rank
     # Concurrency groups are an option of the class only, and unknown to Ray's own types.
     remote: Any = ray.remote
     actor_class = remote(concurrency_groups=CONCURRENCY)(StageActor).options(
@@ -36,8 +31,8 @@ def create_actor(plan: Plan, worker: int, cluster: ClusterConfig, reservation: R
             "env_vars": {
                 "OMP_NUM_THREADS": str(num_threads),
                 "MLFLOW_DISABLE_TELEMETRY": "true",
-                **_KEEP_MEMORY,
+                **KEEPING_ENVIRONMENT,
             }
         },
     )
-    return actor_class.remote(plan, worker, cluster.device, num_threads)
+    return actor_class.remote(plan, worker, cluster.device)

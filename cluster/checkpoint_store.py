@@ -4,6 +4,7 @@ What a checkpoint is, and how its commit is made atomic, is in `model`. This add
 the settings that must not change in the middle, MLflow's run, and the number of this life.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,13 +12,15 @@ from cluster.config import Config
 from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint, committed, latest
 from model.checkpoint_folder import checkpoint_name, read_manifest
-from model.checkpoint_manifest import CheckpointInfo
+from model.checkpoint_manifest import CheckpointError, CheckpointInfo
 from model.checkpoint_writer import PartRecord, commit, prepare_staging, prune
 from model.data_order import Cursor
 from model.errors import UserError
 from model.network import ModelConfig
 
 AUTO = "auto"
+MACHINE_FILE = "machine.json"
+"""What the ranks computed with, see `cluster.rank_machine`."""
 
 
 class ResumeError(UserError):
@@ -35,7 +38,7 @@ class PartWriters(Protocol):
 
 
 class CheckpointStore:
-    """The folder `checkpoint.directory` of one run.
+    """The folder `checkpoint.directory` of one run, whose precision was chosen.
 
     Opening it finds and verifies the checkpoint to resume from. Raises CheckpointError when that is
     damaged or absent, ResumeError when it does not fit the configuration or when a new run would
@@ -70,6 +73,19 @@ class CheckpointStore:
         if run_id != self.run_id:
             self.attempt = 1
         self.run_id = run_id
+
+    def keep_machine(self, description: bytes) -> None:
+        """Take what the ranks compute with, for all checkpoints from now on."""
+        self._files[MACHINE_FILE] = description
+
+    @property
+    def resumed_machine(self) -> bytes | None:
+        """What computed the checkpoint that the run resumes from, if that is known."""
+        if self.resumed is None:
+            return None
+        with suppress(CheckpointError):  # earlier versions did not write it
+            return self.resumed.file(MACHINE_FILE)
+        return None
 
     @property
     def position(self) -> tuple[int, int, int]:

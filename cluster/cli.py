@@ -13,6 +13,7 @@ from cluster.commands import (
     batch,
     bench,
     bench_training,
+    doctor,
     plan,
     profile,
     quickstart,
@@ -52,6 +53,7 @@ def _config() -> None:
 
 
 app.command()(quickstart.quickstart)
+app.command()(doctor.doctor)
 app.command()(train.fetch)
 app.command()(train.prepare)
 app.command()(batch.batch)

@@ -13,7 +13,6 @@ from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint
 from model.errors import UserError
 from model.evaluation import Scores, corpus_scores
-from model.precision import Precision
 from model.seq2seq import Seq2Seq
 from model.translator import Translator, load_model
 
@@ -88,7 +87,7 @@ def evaluate_checkpoint(
     baseline = None
     if untrained_baseline:
         info = opened.info
-        model = Seq2Seq(info.model, Precision(info.precision), device, info.seed)
+        model = Seq2Seq(info.model, trained.model.precision, device, info.seed)
         untrained = _translator(opened, model)
         guesses = _translate(untrained, pairs, settings, _part(progress, len(pairs), total))
         baseline, _ = _metrics(untrained, pairs, guesses)

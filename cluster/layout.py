@@ -11,6 +11,7 @@ from pathlib import Path
 from cluster.config import Config
 from cluster.config.placement_file import read_placement_file
 from cluster.config.sections import PLACEMENT_NAMES
+from cluster.precision_choice import precision_of, with_precision
 from model.network import ModelConfig
 from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.costs.file import load_costs
@@ -46,6 +47,7 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
 
     `costs` go before those that the configuration names, and are those of the model and the batch.
     """
+    config = with_precision(config, None if costs is None else costs.precision)
     precision, seed = config.training.precision, config.seed
     if config.training.schedule is not None:
         return plan_from_file(
@@ -129,12 +131,14 @@ def _assumed_costs(config: Config, model: ModelConfig) -> Costs:
     """Return the costs that are usual for a device; with a free link replicas would always win."""
     device = config.cluster.device
     assumed = _ASSUMED[device]
-    threads = config.cluster.threads_per_rank if device == "cpu" else 1
+    given = config.cluster.threads_per_rank
+    # The plan must not depend on how many cores the machine has that makes it.
+    threads = given if device == "cpu" and given != "auto" else 1
     costs = arithmetic_costs(
         model,
         config.training.batch_size,
         flop_per_s=assumed.flop_per_s * threads,
         link=assumed.link,
-        precision=config.training.precision,
+        precision=precision_of(config),
     )
     return replace(costs, origin=f"{_ASSUMED_ORIGIN} of device {device}: {costs.origin}")

@@ -114,10 +114,11 @@ def _start_here(cluster: ClusterConfig, num_ranks: int, warn: Callable[[str], No
 
     cores = os.cpu_count() or 1
     needed = math.ceil(num_ranks * cluster.cpus_per_rank) + CPUS_FOR_DATA
-    num_threads = num_ranks * cluster.threads_per_rank
-    if num_threads > cores:
+    given = cluster.threads_per_rank
+    each = 1 if isinstance(given, str) else given
+    if num_ranks * each > cores:
         warn(
-            f"{num_ranks} ranks of {cluster.threads_per_rank} thread(s) share the {cores} cores of "
+            f"{num_ranks} ranks of {each} thread(s) share the {cores} cores of "
             "this machine, so a step takes longer than on as many devices; results are the same"
         )
     try:

@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import ray
 import torch
 from torch import Tensor
 
 from cluster.failure_policy import Failure, FailureKind
+from cluster.rank_machine import NodeShare, RankMachine, set_up_rank
 from cluster.turns import Turns
 from model.batching import Batch
 from model.checkpoint import Checkpoint
@@ -46,13 +47,17 @@ Connected = TypeVar("Connected", bound=Transport)
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a worker is doing: the operation under way (empty: none) and the step it belongs to."""
+    """What a worker is doing: the operation under way (empty: none) and the step it belongs to.
+
+    `machine` is there once the worker was prepared.
+    """
 
     worker: int
     pid: int
     node: str
     step: int | None
     operation: str
+    machine: RankMachine | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,11 @@ class StageActor:
     Every method raises StageError.
     """
 
-    def __init__(self, plan: Plan, worker: int, device: str, num_threads: int) -> None:
+    def __init__(self, plan: Plan, worker: int, device: str) -> None:
         self._plan = plan
         self._worker = worker
         self._device = device
-        self._num_threads = num_threads
+        self._num_threads = 1
         self._node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._status = RankStatus(worker, os.getpid(), self._node, None, "")
         self._address: GroupAddress | None = None
@@ -100,9 +105,13 @@ class StageActor:
         """Answer at once, whatever is under way."""
         return self._status
 
-    def prepare(self) -> RankStatus:
-        """Take the thread settings; once this returns, the process is up and has its libraries."""
-        torch.set_num_threads(self._num_threads)
+    def prepare(
+        self, threads: int | Literal["auto"], share: NodeShare, pin_cores: bool
+    ) -> RankStatus:
+        """Take threads and cores; once this returns, the process is up and has its libraries."""
+        machine = set_up_rank(threads, share, pin_cores=pin_cores, device=self._device)
+        self._num_threads = machine.num_threads
+        self._status = replace(self._status, machine=machine)
         return self._status
 
     def connect(self, address: GroupAddress) -> None:

@@ -7,7 +7,7 @@ or MLflow start; hands over to the controller; and closes MLflow's run as it tru
 import logging
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,12 +22,22 @@ from cluster.failure_policy import WorkerFailure
 from cluster.ingest.corpus_batches import CorpusBatches
 from cluster.interruption import Interrupted, Interruption, watch_signals
 from cluster.layout import layout_words, plan_of
+from cluster.memory_table import measured_memory, memory_by_model, memory_lines
+from cluster.precision_choice import for_training
+from cluster.rank_machine import (
+    RankMachine,
+    change_since,
+    machine_line,
+    machine_warnings,
+    to_file,
+)
 from cluster.resources import connect
 from cluster.run_state import RunState
 from cluster.timeline import PAGE, TimelineRecorder, write_files
 from cluster.tracking.run_facts import describe, run_facts
 from cluster.tracking.tracker import Tracker
 from model.optimizer import LearningRateSchedule
+from model.processor import AUTO
 from pipeline.plan import Plan
 
 if TYPE_CHECKING:
@@ -49,6 +59,7 @@ class TrainingResult:
     """How a training ended.
 
     `metrics` are the newest values by name; `checkpoint` is the newest one, None if there is none.
+    `memory_lines` are a table of what every rank held at most.
     """
 
     run_id: str
@@ -59,6 +70,7 @@ class TrainingResult:
     checkpoint: Path | None
     metrics: dict[str, float]
     tracking_uri: str
+    memory_lines: tuple[str, ...] = ()
 
 
 def train(config: Config, *, report: TrainingReport) -> TrainingResult:
@@ -79,8 +91,11 @@ class _Run:
     """One training: what it is made of, before anything is started."""
 
     def __init__(self, config: Config, report: TrainingReport) -> None:
+        given, config = config, for_training(config)
         self._config = config
         self._report = report
+        if given.training.precision == AUTO:
+            report.message(f"training.precision=auto: {config.training.precision}")
         self._corpus = PreparedCorpus.open(config.corpus.directory)
         self._batches = CorpusBatches(self._corpus, config)
         self._plan = _plan(config, self._corpus)
@@ -126,6 +141,7 @@ class _Run:
             checkpoint=controller.checkpoint,
             metrics={**controller.metrics, **self._scores},
             tracking_uri=tracker.uri,
+            memory_lines=tuple(self._memory_lines(controller.metrics)),
         )
 
     def _tracker(self) -> Tracker:
@@ -182,10 +198,31 @@ class _Run:
             workers,
             self._batches,
             self._store,
-            _Record(tracker, self._report, workers),
+            _Record(tracker, self._report, workers, self._hear_machines),
             interruption.check,
             checkpoint=self._store.resumed.path if self._store.resumed else None,
         )
+
+    def _memory_lines(self, metrics: Mapping[str, float]) -> list[str]:
+        num_positions = self._config.corpus.max_length + 1
+        told: tuple[int, ...] = ()
+        if self._config.cluster.device != "emulated":
+            num_sentences = self._config.training.batch_size
+            told = memory_by_model(self._plan, num_sentences, num_positions)
+        return memory_lines(measured_memory(metrics), told, num_positions)
+
+    def _hear_machines(self, machines: Sequence[RankMachine]) -> None:
+        """Tell what the ranks compute with, what is amiss there, and keep it with checkpoints."""
+        tell, config = self._report.message, self._config
+        tell(f"{config.training.precision} on {machine_line(machines)}")
+        pin_cores = config.cluster.pin_cores
+        for line in machine_warnings(machines, config.training.precision, pin_cores=pin_cores):
+            tell(f"warning: {line}")
+        stored = self._store.resumed_machine
+        change = None if stored is None else change_since(stored, machines)
+        if change is not None:
+            tell(f"warning: {change}")
+        self._store.keep_machine(to_file(machines))
 
     def _train(self, controller: Controller, tracker: Tracker) -> None:
         try:
@@ -246,10 +283,17 @@ class _Run:
 class _Record:
     """Sends what the controller says to MLflow and to the command line."""
 
-    def __init__(self, tracker: Tracker, report: TrainingReport, workers: "WorkerGroup") -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        report: TrainingReport,
+        workers: "WorkerGroup",
+        hear_machines: Callable[[Sequence[RankMachine]], None],
+    ) -> None:
         self._tracker = tracker
         self._report = report
         self._workers = workers
+        self._hear_machines = hear_machines
         self._message_s = time.monotonic()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -277,7 +321,10 @@ class _Record:
         if state is RunState.STARTING:
             self._report.message("starting the ranks")
         elif state is RunState.LOADING:
+            machines = self._workers.machines
             self._tracker.set_tag("baton.num_nodes", str(self._workers.num_nodes))
+            self._tracker.set_tag("baton.machine", machine_line(machines))
+            self._hear_machines(machines)
 
     def saved(self, path: Path, step: int) -> None:
         """Record where the newest checkpoint is."""

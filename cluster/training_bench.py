@@ -29,7 +29,7 @@ from model.errors import UserError
 from model.network import ModelConfig
 from pipeline.costs.operation_costs import BatchShape, Costs
 from pipeline.plan import Plan
-from pipeline.simulation.simulator import simulate
+from pipeline.simulation.simulator import Simulation, simulate
 
 DEFAULT_FIELDS: Mapping[str, Any] = {
     "name": "bench",
@@ -54,7 +54,7 @@ class TrainingBenchSettings:
 
     Sentences have `shortest` to `longest` positions, the end symbol counted: a full batch where
     both are the same. In each of `num_rounds`, every layout makes `num_steps` timed steps in a row,
-    after one to warm up.
+    after one to warm up. The ceiling needs as much memory again for each of its trainings.
     """
 
     model: ModelConfig
@@ -65,6 +65,7 @@ class TrainingBenchSettings:
     clip_norm: float | None = 5.0
     num_steps: int = 2
     num_rounds: int = 5
+    with_ceiling: bool = True
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -143,30 +144,39 @@ def measure_training(
     assert first.num_workers == 1
     widest = max(plan.num_workers for plan in plans.values())
     members: dict[str, tuple[Plan, ...]] = {name: (plan,) for name, plan in plans.items()}
-    if widest > 1:
+    if widest > 1 and settings.with_ceiling:
         members[f"{widest} independent"] = (first,) * widest
     turns = _turns(members, settings, tell)
     base = [turn.words_per_second for turn in next(iter(turns.values()))]
     results = tuple(
-        LayoutResult(
-            name=name,
-            plans=members[name],
-            simulated_speedup=sum(_simulated_speedup(plan, costs) for plan in members[name]),
-            turns=tuple(timed),
-            speedups=tuple(
-                turn.words_per_second / one for turn, one in zip(timed, base, strict=True)
-            ),
-        )
-        for name, timed in turns.items()
+        _result(name, members[name], timed, base, costs) for name, timed in turns.items()
     )
-    return Comparison(results[: len(plans)], results[-1] if widest > 1 else None)
+    return Comparison(results[: len(plans)], results[-1] if len(results) > len(plans) else None)
 
 
-def _simulated_speedup(plan: Plan, costs: Costs) -> float:
+def _result(
+    name: str, plans: Sequence[Plan], turns: Sequence[Turn], base: Sequence[float], costs: Costs
+) -> LayoutResult:
+    simulations = [_simulation(plan, costs) for plan in plans]
+    return LayoutResult(
+        name=name,
+        plans=tuple(plans),
+        simulated_speedup=sum(simulation.speedup for simulation in simulations),
+        turns=tuple(turns),
+        speedups=tuple(turn.words_per_second / one for turn, one in zip(turns, base, strict=True)),
+        simulated_memory_bytes=tuple(
+            peak
+            for plan, simulation in zip(plans, simulations, strict=True)
+            for peak in simulation.peak_memory_bytes * plan.num_replicas
+        ),
+    )
+
+
+def _simulation(plan: Plan, costs: Costs) -> Simulation:
     step = plan.training
     return simulate(
         step.schedule, step.graph, plan.placement, costs, num_replicas=plan.num_replicas
-    ).speedup
+    )
 
 
 def _turns(
@@ -262,6 +272,9 @@ def _turn(
         rank_wait=_totals([wait for _, wait in timed], elapsed_s),
         bytes_sent=sum(outcome.bytes_sent for outcome in outcomes[-1]),
         losses=tuple(step[0].loss.mean for step in outcomes),
+        peak_memory_bytes=tuple(
+            peak for outcome in outcomes[-1] for peak in outcome.peak_memory_bytes
+        ),
     )
 
 

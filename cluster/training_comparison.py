@@ -21,7 +21,8 @@ class Turn:
     `words_per_cpu_s` is for every second of processor time that the ranks took, which other work on
     the machine leaves nearly alone; None where the system does not tell. `rank_busy` is the part of
     the time that each rank was in operations of blocks, `rank_wait` that in which it waited for
-    other ranks. `losses` are those of all steps, also of the untimed one.
+    other ranks. `losses` are those of all steps, also of the untimed one. `peak_memory_bytes` is
+    the most that each rank has held so far.
     """
 
     words_per_second: float
@@ -30,6 +31,7 @@ class Turn:
     rank_wait: tuple[float, ...]
     bytes_sent: int
     losses: tuple[float, ...]
+    peak_memory_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class LayoutResult:
     """A layout with its turns; medians over rounds.
 
     `speedups` are the ratios to the training of one rank in the same round. `plans` are several
-    where several trainings ran at the same time.
+    where several trainings ran at the same time. `simulated_memory_bytes` is what each rank holds
+    of parameters and tensors by the simulator, libraries not counted.
     """
 
     name: str
@@ -45,6 +48,7 @@ class LayoutResult:
     simulated_speedup: float
     turns: tuple[Turn, ...]
     speedups: tuple[float, ...]
+    simulated_memory_bytes: tuple[int, ...] = ()
 
     @property
     def num_workers(self) -> int:
@@ -81,6 +85,11 @@ class LayoutResult:
     def bytes_sent(self) -> int:
         """What all ranks sent to each other in the last step."""
         return self.turns[-1].bytes_sent
+
+    @property
+    def peak_memory_bytes(self) -> tuple[int, ...]:
+        """The most that each rank has held."""
+        return self.turns[-1].peak_memory_bytes
 
     @property
     def losses(self) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster.actor_process import create_actor
 from cluster.config.sections import ClusterConfig
 from cluster.failure_policy import Failure, FailureKind, WorkerFailure, first_cause
+from cluster.rank_machine import RankMachine, node_shares
 from cluster.resources import Reservation, reserve
 from cluster.stage_actor import (
     MAX_BATCHES,
@@ -90,7 +91,11 @@ class WorkerGroup:
             create_actor(self.plan, worker, self._cluster, self._reservation)
             for worker in range(self.plan.num_workers)
         ]
-        refs = [actor.prepare.remote() for actor in self.actors]
+        cluster = self._cluster
+        refs = [
+            actor.prepare.remote(cluster.threads_per_rank, share, cluster.pin_cores)
+            for actor, share in zip(self.actors, node_shares(self._reservation.nodes), strict=True)
+        ]
         self.statuses = self._gather(refs, "start", patience_s=START_TIMEOUT_S)
         address = self._meeting_place()
         self._gather([actor.connect.remote(address) for actor in self.actors], "connect")
@@ -99,6 +104,11 @@ class WorkerGroup:
     def num_nodes(self) -> int:
         """Nodes that hold a rank."""
         return self._reservation.num_nodes if self._reservation else 0
+
+    @property
+    def machines(self) -> list[RankMachine]:
+        """What every worker computes with, once they have started."""
+        return [status.machine for status in self.statuses if status.machine is not None]
 
     def replan(self, plan: Plan) -> None:
         """Let the same actors follow another plan for as many, from its initial values."""
@@ -318,6 +328,7 @@ def _outcome(step: int, results: Sequence[StageResult]) -> StepOutcome:
         busy_s=tuple(result.busy_s for result in results),
         wait_s=tuple(result.wait_s for result in results),
         bytes_sent=sum(result.bytes_sent for result in results),
+        peak_memory_bytes=tuple(result.peak_memory_bytes for result in results),
     )
 
 

@@ -14,6 +14,7 @@ from model.beam_search import Hypothesis, beam_search, check_search
 from model.checkpoint import Checkpoint
 from model.errors import UserError
 from model.precision import Precision
+from model.processor import translation_precision
 from model.seq2seq import Seq2Seq
 from model.softmax import LossSum
 from model.vocabulary import Vocabulary
@@ -48,7 +49,8 @@ def load_model(checkpoint: Checkpoint, device: str = "cpu") -> Seq2Seq:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device} is not there: torch finds no CUDA device; use cpu")
     info = checkpoint.info
-    model = Seq2Seq(info.model, Precision(info.precision), device, info.seed)
+    precision = Precision(translation_precision(info.precision, device))
+    model = Seq2Seq(info.model, precision, device, info.seed)
     for parameter in model.parameters().values():
         # One at a time, so that no second copy of the model is ever held.
         parameter.load(checkpoint.read_rows(parameter.rows))

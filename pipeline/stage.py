@@ -18,6 +18,7 @@ from model.batching import Batch
 from model.block import Block
 from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.parameter import Parameter
+from model.process_memory import peak_memory_bytes
 from model.softmax import Loss, LossSum
 from pipeline.batch_chunks import BatchChunks
 from pipeline.emulation import make_device
@@ -36,7 +37,9 @@ class StageResult:
     batch's loss. `gradient_norm` is that of the whole gradient per sentence before clipping, the
     same on all ranks, and 0 after an evaluation. `busy_s` is the time in operations of blocks,
     `wait_s` that blocked on other ranks, `step_s` all of the step; on CUDA they are the host's.
-    `bytes_sent` counts the tensors sent to other ranks. `record` is there if it was asked for.
+    `bytes_sent` counts the tensors sent to other ranks. `peak_memory_bytes` is the most that the
+    rank's process has held so far, on CUDA of the GPU's memory. `record` is there if it was asked
+    for.
     """
 
     loss: LossSum
@@ -45,6 +48,7 @@ class StageResult:
     wait_s: float
     step_s: float
     bytes_sent: int
+    peak_memory_bytes: int
     record: RankRecord | None = None
 
 
@@ -224,6 +228,7 @@ class Stage:
             wait_s=timing.wait_s,
             step_s=end - start,
             bytes_sent=self._bytes_sent - bytes_before,
+            peak_memory_bytes=peak_memory_bytes(self._device),
             record=_record(timing, end),
         )
 

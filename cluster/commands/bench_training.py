@@ -1,7 +1,8 @@
 """The command bench training: words a second of real training on one rank and on several."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,23 +74,35 @@ def training(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that every layout gets.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps in a turn.")] = 2,
+    ceiling: Annotated[
+        bool,
+        typer.Option(
+            help="Also time as many trainings of one rank at once as there are ranks, which takes "
+            "as many times its memory."
+        ),
+    ] = True,
+    counted: Annotated[
+        bool,
+        typer.Option(
+            "--counted",
+            help="Count the costs for planner and simulator by arithmetic, not measure them.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train for real on one rank and on several, in turns, and compare the words a second.
 
-    The ranks are real processes with the configuration's threads each; batches are random words.
-    Beside each layout stands what the simulator promises with costs measured here, and at the end
-    what as many trainings reach that do not wait for each other: no layout can beat that here.
+    The ranks are real processes with the configuration's threads each (auto: one, since a rank
+    stands for a device); batches are random words. Beside each layout stands what the simulator
+    promises with costs measured here, and at the end what as many trainings reach that do not wait
+    for each other: no layout can beat that here. Every rank tells the most memory that it held.
 
     Example:  baton bench training --ranks 1,2
     """
     import sys
 
-    import torch
-
     from cluster.pipeline_bench import machine_note
     from cluster.training_bench import measure_training
-    from pipeline.costs.profiling import measure_costs, measure_link
 
     counts = _counts(ranks)
     layout = {
@@ -106,21 +119,14 @@ def training(
             "otherwise chooses it; add --placement"
         )
     config = _config(config_file, overrides)
-    settings = _settings(config, shortest or longest, longest, rounds, steps)
+    settings = _settings(config, shortest or longest, longest, rounds, steps, ceiling)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
 
     with reserved_stdout() as stdout:
         machine = machine_note()
-        torch.set_num_threads(config.cluster.threads_per_rank)
-        tell("measuring the costs of operations and messages")
-        costs = measure_costs(
-            settings.model,
-            settings.shape,
-            precision=config.training.precision,
-            link=measure_link(shared_memory=config.cluster.shared_memory),
-        )
+        costs = _costs(config, settings, tell, counted=counted)
         plans = _plans(config, counts, given, costs)
         found = measure_training(plans, costs, settings, tell)
     print_result(
@@ -146,19 +152,46 @@ def _counts(ranks: str) -> list[int]:
 
 def _config(path: Path | None, overrides: list[str] | None) -> "Config":
     from cluster.config import Config
+    from cluster.precision_choice import with_precision
     from cluster.training_bench import DEFAULT_FIELDS
 
-    if path is None:
-        return Config.from_dict(DEFAULT_FIELDS)
-    return load_config(path, overrides)
+    given = Config.from_dict(DEFAULT_FIELDS) if path is None else load_config(path, overrides)
+    fields = given.to_dict()
+    fields["cluster"]["device"] = "cpu"
+    if fields["cluster"]["threads_per_rank"] == "auto":
+        fields["cluster"]["threads_per_rank"] = 1
+    return with_precision(Config.from_dict(fields))
+
+
+def _costs(
+    config: "Config",
+    settings: "TrainingBenchSettings",
+    tell: Callable[[str], None],
+    *,
+    counted: bool,
+) -> "Costs":
+    import torch
+
+    from pipeline.costs.arithmetic import arithmetic_costs
+    from pipeline.costs.profiling import measure_costs, measure_link
+
+    precision, shape = config.training.precision, settings.shape
+    if counted:
+        lengths = shape.source_positions, shape.target_positions
+        return arithmetic_costs(settings.model, shape.num_sentences, *lengths, precision=precision)
+    tell("measuring the costs of operations and messages")
+    threads = config.cluster.threads_per_rank
+    assert threads != "auto"
+    torch.set_num_threads(threads)
+    link = measure_link(shared_memory=config.cluster.shared_memory)
+    return measure_costs(settings.model, shape, precision=precision, link=link)
 
 
 def _settings(
-    config: "Config", shortest: int, longest: int, rounds: int, steps: int
+    config: "Config", shortest: int, longest: int, rounds: int, steps: int, ceiling: bool
 ) -> "TrainingBenchSettings":
     from cluster.training_bench import TrainingBenchSettings
 
-    device: Literal["cpu"] = "cpu"
     sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
     return TrainingBenchSettings(
         model=config.model_config_for(*sizes),
@@ -169,7 +202,8 @@ def _settings(
         clip_norm=config.training.clip_norm,
         num_steps=steps,
         num_rounds=rounds,
-        cluster=config.cluster.model_copy(update={"device": device}),
+        with_ceiling=ceiling,
+        cluster=config.cluster,
     )
 
 
@@ -228,6 +262,8 @@ def _fields(result: "LayoutResult") -> dict[str, Any]:
         "rank_busy": list(result.rank_busy),
         "rank_wait": list(result.rank_wait),
         "bytes_sent": result.bytes_sent,
+        "peak_memory_bytes": list(result.peak_memory_bytes),
+        "simulated_memory_bytes": list(result.simulated_memory_bytes),
     }
 
 
@@ -250,6 +286,9 @@ def _lines(
         f"{'words/CPU s':>11} {'MB sent':>7}  busy of each rank",
         *(_row(result) for result in rows),
         "",
+        "most memory of each rank's process, MB (and of its tensors by the simulator)",
+        *(_memory_row(result) for result in rows),
+        "",
         *(f"{result.name}: {_layout(result)}" for result in found.layouts[1:]),
         *_remarks(found),
     ]
@@ -263,6 +302,12 @@ def _row(result: "LayoutResult") -> str:
         f"{result.name:<14} {result.words_per_second:>8,.0f} {result.speedup:>7.2f} {span:>15} "
         f"{result.simulated_speedup:>9.2f} {cpu:>11} {result.bytes_sent / 1e6:>7.0f}  {busy}"
     )
+
+
+def _memory_row(result: "LayoutResult") -> str:
+    pairs = zip(result.peak_memory_bytes, result.simulated_memory_bytes, strict=True)
+    each = "  ".join(f"{peak / 1e6:,.0f} ({told / 1e6:,.0f})" for peak, told in pairs)
+    return f"{result.name:<14} {each}"
 
 
 def _layout(result: "LayoutResult") -> str:

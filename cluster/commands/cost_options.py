@@ -102,7 +102,11 @@ class CostOptions:
 
 
 def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
-    """Return the costs to simulate with; raises UserError where options exclude each other."""
+    """Return the costs to simulate with; raises UserError where options exclude each other.
+
+    Precision `auto` is that of a costs file, else what this machine has fast.
+    """
+    from cluster.precision_choice import with_precision
     from pipeline.costs.file import load_costs
 
     path = options.path(config)
@@ -113,8 +117,9 @@ def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
             f"--device-tflops={options.device_tflops:g} does not go with the measured costs of "
             f"{path}; leave it out, or use --costs arithmetic"
         )
-    training = config.training
-    costs = load_costs(Path(path)).fitted_to(model, training.batch_size, training.precision)
+    loaded = load_costs(Path(path))
+    training = with_precision(config, loaded.precision).training
+    costs = loaded.fitted_to(model, training.batch_size, training.precision)
     batch = replace(
         costs.batch,
         source_positions=options.source_length or costs.batch.source_positions,
@@ -124,6 +129,7 @@ def costs_of(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
 
 
 def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "Costs":
+    from cluster.precision_choice import precision_of
     from pipeline.costs.arithmetic import arithmetic_costs
     from pipeline.costs.operation_costs import Link
 
@@ -140,7 +146,7 @@ def _counted(options: CostOptions, config: "Config", model: "ModelConfig") -> "C
         options.target_length or DEFAULT_POSITIONS,
         flop_per_s=None if rate is None else rate * 1e12,
         link=_link(options, Link()),
-        precision=config.training.precision,
+        precision=precision_of(config),
     )
 
 

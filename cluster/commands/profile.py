@@ -25,8 +25,9 @@ def profile(
 ) -> None:
     """Measure the blocks' operations and the messages between two processes, and keep the costs.
 
-    The blocks have the configuration's sizes, its batch size and its precision; a vocabulary is
-    measured with part of its words. `baton simulate` and `baton plan` take the file as --costs.
+    The blocks have the configuration's sizes, its batch size and its precision (auto: what is fast
+    here), and the threads of its ranks on this machine; a vocabulary is measured with part of its
+    words. `baton simulate` and `baton plan` take the file as --costs.
 
     Example:  baton profile configs/paper.yaml --output costs.json
     """
@@ -34,12 +35,17 @@ def profile(
 
     import torch
 
+    from cluster.cores import num_usable_cores
+    from cluster.precision_choice import with_precision
+    from cluster.rank_machine import rank_threads
+    from model.process_memory import keep_freed_memory
     from pipeline.costs.file import save_costs
     from pipeline.costs.operation_costs import BatchShape
     from pipeline.costs.profiling import measure_costs, measure_link
     from pipeline.json_file import check_writable
 
-    config = load_config(config_file, overrides)
+    config = load_config(config_file, [*(overrides or ()), f"cluster.device={device}"])
+    config = with_precision(config)
     sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
     shape = BatchShape(config.training.batch_size, source_length, target_length)
     check_writable(output, "costs")
@@ -48,7 +54,9 @@ def profile(
     shared_memory = config.cluster.shared_memory
     way = "in shared memory" if shared_memory else "over the network (gloo)"
     with reserved_stdout() as stdout:
-        torch.set_num_threads(config.cluster.threads_per_rank)
+        keep_freed_memory()
+        num_cores, threads = num_usable_cores(), config.cluster.threads_per_rank
+        torch.set_num_threads(rank_threads(threads, config.num_workers, num_cores))
         link = measure_link(shared_memory=shared_memory)
         costs = measure_costs(
             config.model_config_for(*sizes),

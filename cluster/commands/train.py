@@ -157,7 +157,8 @@ def _training_lines(result: "TrainingResult") -> list[str]:
 
     lines = [
         f"run {result.run_id}: {result.status} at step {result.step:,}, epoch {result.epoch:.2f}",
-        *table(sorted(result.metrics.items())),
+        *table([row for row in sorted(result.metrics.items()) if not row[0].startswith("memory/")]),
+        *result.memory_lines,
     ]
     if result.checkpoint is not None:
         lines += [

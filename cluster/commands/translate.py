@@ -74,7 +74,9 @@ def evaluate(
     """
     from cluster.commands.progress import progress_display
     from cluster.evaluation_run import evaluate_checkpoint
+    from model.process_memory import keep_freed_memory
 
+    keep_freed_memory()
     with reserved_stdout() as stdout, progress_display("sentences") as display:
         result = evaluate_checkpoint(
             checkpoint,
@@ -133,8 +135,10 @@ def translate(
     Example:  echo 'And God said' | baton translate runs/quickstart/checkpoints
     """
     from cluster.commands.progress import progress_display
+    from model.process_memory import keep_freed_memory
     from model.translator import Translator
 
+    keep_freed_memory()
     collected: list[dict[str, Any]] | None = [] if as_json and output_file == "-" else None
     start_s = time.monotonic()
     with ExitStack() as stack:

@@ -17,6 +17,15 @@ def _path(value: object) -> object:
     return value
 
 
+def _threads(value: object) -> object:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and 1 <= int(str(value)) <= _MOST_THREADS):
+        raise ValueError(f"is {value!r}; it must be auto or a whole number from 1 to 1024")
+    return value
+
+
+_MOST_THREADS = 1024
+Threads = Annotated[int | Literal["auto"], BeforeValidator(_threads)]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]*$")]
 FolderPath = Annotated[Path, BeforeValidator(_path), Field(strict=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -80,9 +89,11 @@ class TrainingConfig(Section):
         description="Largest 2-norm of the whole gradient; larger ones are scaled down to it; "
         "null: never",
     )
-    precision: Literal["float32", "bfloat16", "float64"] = Field(
-        default="float32",
-        description="Numbers of the computation; bfloat16 keeps float32 master weights",
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        default="auto",
+        description="Numbers of the computation; bfloat16 keeps float32 master weights; auto: "
+        "bfloat16 where processor or GPU multiply it fast, else float32; a resumed run keeps that "
+        "of its checkpoint",
     )
     validate_every_steps: Count | None = Field(
         default=None, description="Steps between validations; null: at each epoch's end"
@@ -185,11 +196,15 @@ class ClusterConfig(Section):
         description="What a rank computes on; cuda takes one GPU for each rank, and emulated only "
         "waits as long as the costs say, to measure all else",
     )
-    threads_per_rank: int = Field(
-        default=1,
-        ge=1,
-        le=1024,
-        description="CPU threads of a rank; the last bits of results depend on it",
+    threads_per_rank: Threads = Field(
+        default="auto",
+        description="CPU threads of a rank, 1 to 1,024; the last bits of results depend on it; "
+        "auto: the usable cores of the rank's node, shared out among this run's ranks there",
+    )
+    pin_cores: bool = Field(
+        default=False,
+        description="Keep every rank on cores of its own where its node has enough; only for nodes "
+        "that no other run shares, which would be given the same cores",
     )
     cpus_per_rank: float = Field(
         default=1.0,

@@ -18,7 +18,8 @@ class StepOutcome:
 
     `step_s` is the time of the slowest one; `busy_s[w]` the part of its time in which worker w
     computed, which is rank w where there is one replica, and `wait_s[w]` that in which it waited
-    for others; `bytes_sent` is what all of them sent to each other.
+    for others; `bytes_sent` is what all of them sent to each other; `peak_memory_bytes[w]` the
+    most that worker w has held since it started.
     """
 
     step: int
@@ -28,6 +29,7 @@ class StepOutcome:
     busy_s: tuple[float, ...]
     wait_s: tuple[float, ...]
     bytes_sent: int
+    peak_memory_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class RunMetrics:
         metrics = self._training(inputs, outcomes)
         metrics |= _throughput(inputs, elapsed_s)
         metrics |= _pipeline(outcomes)
+        peaks = outcomes[-1].peak_memory_bytes
+        metrics |= {f"memory/rank{rank}_peak_bytes": float(peak) for rank, peak in enumerate(peaks)}
         self._steps = []
         self._elapsed_s = 0.0
         if self._since is not None:

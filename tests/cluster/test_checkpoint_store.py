@@ -48,6 +48,7 @@ def config_of(directory: Path, **overrides: Any) -> Config:
             "target_vocabulary": {"kind": "bytes"},
         },
         "model": {"num_layers": 1, "hidden_size": 3, "embedding_size": 2},
+        "training": {"precision": "float32"},
         "pipeline": {"placement": "single"},
         "checkpoint": {"directory": str(directory / "checkpoints")},
     }

@@ -55,7 +55,9 @@ class FakeWorkers:
         if step == self.fail_at:
             raise WorkerFailure(Failure(FailureKind.DIED, "killed", rank=1, step=step))
         self.events.append(f"step {step}")
-        return StepOutcome(step, LossSum(2.0 * step, 2), 1.0, 0.5, (0.25, 0.5), (0.2, 0.0), 100)
+        return StepOutcome(
+            step, LossSum(2.0 * step, 2), 1.0, 0.5, (0.25, 0.5), (0.2, 0.0), 100, (step, 7)
+        )
 
     def evaluate(self, batches: Iterable[Batch]) -> LossSum:
         assert not self.in_flight
@@ -198,6 +200,7 @@ def test_metrics_are_sums_divided_once() -> None:
     assert metrics["train/epoch"] == 1.0
     assert metrics["pipeline/rank0_busy"] == pytest.approx(0.5)
     assert metrics["pipeline/bubble_fraction"] == pytest.approx(1 - (0.5 + 1.0) / 2)
+    assert (metrics["memory/rank0_peak_bytes"], metrics["memory/rank1_peak_bytes"]) == (4, 7)
     assert all(name.count("/") == 1 for _, logged in record.logged for name in logged)
 
 

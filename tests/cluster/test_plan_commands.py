@@ -140,7 +140,10 @@ def test_measured_costs_come_from_a_file(tmp_path: Path) -> None:
             ["--placement", "auto", "--policy", "1f1b"],
             "--policy=1f1b would be ignored, since with placement auto the planner chooses it",
         ),
-        (["--memory-gb", "0.5"], "rank 0 would hold 1,323,072,000 bytes"),
+        (
+            ["training.precision=float32", "--memory-gb", "0.5"],
+            "rank 0 would hold 1,323,072,000 bytes",
+        ),
         (["--save-schedule", "."], "cannot write the schedule file .: it is a folder"),
         (["--save-schedule", "/dev/null/x"], "/dev/null is no folder"),
         (["--source-length", "200", "--time-chunks", "201"], "more than the 200 positions"),
@@ -265,7 +268,7 @@ def test_simulate_shares_devices_among_replicas() -> None:
     ],
 )
 def test_plan_recommends_at_the_top(link: tuple[str, ...], expected: str) -> None:
-    text = invoke("plan", PAPER, "--devices", "8", *link).stdout
+    text = invoke("plan", PAPER, "training.precision=float32", "--devices", "8", *link).stdout
     assert expected in text.split("\n\n")[1].replace("\n", " ")
     assert ("Messages and sums of gradients take no time here" in text) == (not link)
     assert "pipeline.replicas=" in text
@@ -425,3 +428,19 @@ def test_profile_looks_at_its_output_before_it_measures(tmp_path: Path) -> None:
     result = invoke("profile", QUICKSTART, "--output", str(tmp_path))
     assert isinstance(result.exception, UserError)
     assert "it is a folder; name another file" in str(result.exception)
+
+
+def test_precision_auto_is_that_of_the_costs(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    for precision in ("float32", "bfloat16"):
+        settings = [*SMALL, f"training.precision={precision}"]
+        invoke("plan", QUICKSTART, *settings, "--devices", "2", "--save-costs", str(path))
+        found = as_json("simulate", QUICKSTART, *SMALL, "--costs", str(path))
+        same = as_json("simulate", QUICKSTART, *settings, "--costs", str(path))
+        assert found == same
+        other = "float32" if precision == "bfloat16" else "bfloat16"
+        given = [*SMALL, f"training.precision={other}"]
+        refused = invoke("simulate", QUICKSTART, *given, "--costs", str(path))
+        assert f"of precision {precision}, not of training.precision={other}" in str(
+            refused.exception
+        )

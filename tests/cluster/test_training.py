@@ -17,6 +17,7 @@ from cluster.corpus.files import CorpusError
 from cluster.failure_policy import FailureKind, WorkerFailure
 from cluster.training import TrainingResult, train
 from model.checkpoint import Checkpoint, CheckpointError
+from model.processor import automatic_precision
 
 PAPER = Path(__file__).parents[2] / "configs" / "paper.yaml"
 WORDS = [f"w{number}" for number in range(30)]
@@ -154,6 +155,7 @@ def test_the_papers_layout_trains_on_8_actors_and_its_run_is_finished(
         "pipeline/bubble_fraction",
         "pipeline/bytes_sent",
         *(f"pipeline/rank{rank}_busy" for rank in range(8)),
+        *(f"memory/rank{rank}_peak_bytes" for rank in range(8)),
     } <= set(metrics)
     assert metrics["valid/perplexity"] == pytest.approx(result.metrics["valid/perplexity"])
     assert 0 <= metrics["pipeline/bubble_fraction"] < 1
@@ -272,6 +274,23 @@ def test_a_few_steps_are_drawn_beside_the_checkpoints_and_in_mlflow(
     assert len(operations) == trace["otherData"]["operations"]
     assert (folder / "timeline.html").stat().st_size > 10_000
     assert f"timeline of a few steps: {folder / 'timeline.html'}" in report.messages
+    _check_what_is_told_of_the_machine(result, report)
+
+
+def _check_what_is_told_of_the_machine(result: TrainingResult, report: Report) -> None:
+    """Precision, threads and memory of the ranks: shown, in MLflow, and with the checkpoint."""
+    _, metrics, params, tags = run_of(result)
+    precision = automatic_precision()
+    assert f"training.precision=auto: {precision}" in report.messages
+    assert params["training.precision"] == precision
+    assert "a rank" in tags["baton.machine"]
+    assert f"{precision} on {tags['baton.machine']}" in report.messages
+    assert metrics["memory/rank1_peak_bytes"] > 100e6
+    assert [line.split()[1] for line in result.memory_lines[-2:]] == ["0", "1"]
+    assert result.checkpoint is not None
+    checkpoint = Checkpoint.open(result.checkpoint)
+    assert checkpoint.info.precision == precision
+    assert json.loads(checkpoint.file("machine.json"))["torch"] == [torch.__version__]
 
 
 def test_emulated_replicas_run_to_the_end_and_keep_nothing(

@@ -11,6 +11,7 @@ import pytest
 
 import cluster.worker_group as worker_group
 from cluster.config.sections import ClusterConfig
+from cluster.cores import automatic_threads
 from cluster.failure_policy import FailureKind, WorkerFailure
 from cluster.interruption import Interrupted, Interruption
 from cluster.resources import ClusterError
@@ -64,6 +65,10 @@ def test_a_killed_rank_is_named_and_all_others_end(start: Start) -> None:
     group = start(SMALL_SHARE)
     pids = [status.pid for status in group.statuses]
     assert len(set(pids)) == 3
+    machines = group.machines
+    expected = automatic_threads(machines[0].num_cores, 3)
+    assert [machine.num_threads for machine in machines] == [expected] * 3
+    assert all(machine.keeps_memory for machine in machines)
     group.submit_step(1, random_batch(5), 0.1)
     assert group.collect_step().loss.num_tokens > 0
     os.kill(pids[1], signal.SIGKILL)

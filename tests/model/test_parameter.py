@@ -63,6 +63,47 @@ def test_a_parameter_without_gradient_stays_as_it_is() -> None:
         assert torch.equal(parameter.value, before)
 
 
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
+def test_an_update_of_many_blocks_is_the_rule_and_refreshes_the_copy(name: str) -> None:
+    precision = Precision(name)
+    rows = ParameterRows("softmax.weight", (700, 1000), 0, 700)
+    parameter = Parameter.initial(rows, 0.08, 1, precision, "cpu")
+    before = parameter.value.clone()
+    gradient = torch.randn(1000, 700, dtype=precision.state).t()  # not in the order of its rows
+    parameter.add_gradient(gradient)
+    expected = float(gradient.double().square().sum())
+    assert parameter.squared_norm() == pytest.approx(expected, rel=1e-12)
+    assert parameter.squared_norm() == parameter.squared_norm()
+    parameter.descend(0.25)
+    assert torch.equal(parameter.value, before.add(gradient, alpha=-0.25))
+    assert torch.equal(parameter.compute, parameter.value.to(precision.compute))
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
+def test_products_add_up_in_the_state_format(name: str) -> None:
+    precision = Precision(name)
+    rows = ParameterRows("softmax.weight", (6, 3), 0, 6)
+    parameter = Parameter.initial(rows, 0.08, 1, precision, "cpu")
+    pairs = [(torch.randn(6, 5), torch.randn(5, 3)) for _ in range(3)]
+    for left, right in pairs:
+        parameter.add_product(left.t().to(precision.compute), right.to(precision.compute))
+    expected = sum((left @ right for left, right in pairs), torch.zeros(6, 3))
+    assert parameter.gradient().dtype == precision.state
+    tolerance = 0.1 if name == "bfloat16" else 1e-5
+    torch.testing.assert_close(
+        parameter.gradient().float(), expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def test_rows_of_an_update_reach_the_copy() -> None:
+    rows = ParameterRows("table", (6, 2), 0, 6)
+    parameter = RowParameter(rows, torch.zeros(6, 2), Precision("bfloat16"))
+    parameter.add_row_gradient(torch.tensor([4, 1, 4]), torch.ones(3, 2, dtype=torch.bfloat16))
+    parameter.descend(0.5)
+    assert parameter.value[:, 0].tolist() == [0.0, -0.5, 0.0, 0.0, -1.0, 0.0]
+    assert torch.equal(parameter.compute, parameter.value.bfloat16())
+
+
 def test_key_names_the_rows_of_a_shard_only() -> None:
     assert ParameterRows("softmax.weight", (10, 2), 0, 10).key == "softmax.weight"
     assert ParameterRows("softmax.weight", (10, 2), 5, 10).key == "softmax.weight[5:10]"
