@@ -131,7 +131,7 @@ def test_a_bfloat16_model_saves_and_loads_its_float32_master_weights(tmp_path: P
     for rows, value in pieces:
         parameter = model.parameters()[rows.name]
         assert torch.equal(parameter.value, value)
-        assert torch.equal(parameter.compute, value.to(torch.bfloat16))
+        assert torch.equal(parameter.compute, value.to(model.precision.compute))
 
 
 def test_torch_modules_loaded_from_a_checkpoint_give_the_models_probabilities(
