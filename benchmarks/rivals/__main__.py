@@ -5,6 +5,7 @@ Small enough to try in a minute or two: `python -m benchmarks.rivals --quick --o
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Hold the contest and write the report; 1 where the contestants do not train the same."""
     from model.errors import UserError
 
+    # So that what was started ends too: without this, SIGTERM leaves it running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _hold(_parsed(given), shlex.join(["python", "-m", "benchmarks.rivals", *given]))
@@ -43,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _hold(options: argparse.Namespace, command: str) -> int:
     from benchmarks.rivals.agreement import agreements
     from benchmarks.rivals.batches import draw_batches
-    from benchmarks.rivals.contest import hold_contest
+    from benchmarks.rivals.contest import Contest, hold_contest
     from benchmarks.rivals.contestants import DEFAULT, all_contestants, chosen
     from benchmarks.rivals.machine import description
     from benchmarks.rivals.plot import plot
@@ -54,6 +57,14 @@ def _hold(options: argparse.Namespace, command: str) -> int:
     names = options.contestants.split(",") if options.contestants else DEFAULT
     contestants = chosen([name.strip() for name in names], everybody)
     machine = description()
+    picture = options.output.with_suffix(".svg")
+
+    def write(contest: Contest) -> None:
+        page = report(contest, command, machine, options.note, picture.name)
+        options.output.write_text(page, encoding="utf-8")
+        if contest.finished():
+            picture.write_text(plot(contest), encoding="utf-8")
+
     contest = hold_contest(
         task,
         draw_batches(task),
@@ -61,13 +72,9 @@ def _hold(options: argparse.Namespace, command: str) -> int:
         _formats(options),
         options.rounds,
         lambda line: print(line, file=sys.stderr, flush=True),
+        write,
     )
-    picture = options.output.with_suffix(".svg")
-    page = report(contest, command, machine, options.note, picture.name)
-    if contest.finished():
-        picture.write_text(plot(contest), encoding="utf-8")
-    options.output.write_text(page, encoding="utf-8")
-    print(page)
+    print(options.output.read_text(encoding="utf-8"))
     return 0 if contest.finished() and all(each.holds for each in agreements(contest)) else 1
 
 

@@ -26,7 +26,7 @@ _REPETITIONS = 3
 ProductName = tuple[str, str]
 """Kind of block and operation: `("softmax", "W")`."""
 LARGE: ProductName = ("projection", "F")
-"""What stands for the machine's rate: a layer's input projection, the paper's 3712 x 1000 x 4000."""
+"""Stands for the machine's rate: a layer's input projection, the paper's 3712 x 1000 x 4000."""
 Rates = Mapping[ProductName, float]
 
 

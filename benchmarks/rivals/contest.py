@@ -73,6 +73,11 @@ class Contest:
         """Return the median of an entry's words a second."""
         return statistics.median(self.speeds(entry))
 
+    def words_per_cpu_s(self, entry: Entry) -> float:
+        """Return the median of an entry's words for every second of processor time."""
+        spent = [self.num_words / turn.cpu_s for turn in entry.turns if turn.cpu_s]
+        return statistics.median(spent) if spent else 0.0
+
     def rate(self, entry: Entry) -> float:
         """Return the floating-point operations a second that this comes to."""
         return self.speed(entry) * self.num_operations / self.num_words
@@ -106,10 +111,12 @@ def hold_contest(
     formats: Sequence[str],
     num_rounds: int,
     tell: Tell,
+    after_turn: Callable[[Contest], None] = lambda contest: None,
 ) -> Contest:
     """Let everybody take a turn in every round, in every format, with the products beside them.
 
-    Who fails once takes no further part. The shares of our own step are measured at the end.
+    Who fails once takes no further part. The shares of our own step are measured in the first
+    round. `after_turn` gets what is known so far.
     """
     tasks = [replace(task, precision=precision) for precision in formats]
     entries = [Entry(contestant, each) for each in tasks for contestant in contestants]
@@ -117,19 +124,24 @@ def hold_contest(
     for number in range(num_rounds):
         contest.loads.append(os.getloadavg()[0])
         for each in tasks:
+            tell(f"round {number + 1}, matrix products, {each.precision}")
             _measure_products(contest, each)
+            if number == 0 and any(contestant.ours for contestant in contestants):
+                tell(f"where a step of ours goes, {each.precision}")
+                _measure_shares(contest, each)
         for entry in entries:
             if not entry.problem:
                 _take_turn(contest, entry)
                 tell(f"round {number + 1}, {entry.name}: {_news(contest, entry)}")
-    for each in tasks:
-        if any(entry.contestant.ours and entry.turns for entry in entries):
-            tell(f"where a step of ours goes, {each.precision}")
-            (shares,) = run_processes(
-                shares_turn, each, batches, num_processes=1, num_threads=NUM_CORES
-            )
-            contest.shares[each.precision] = shares
+                after_turn(contest)
     return contest
+
+
+def _measure_shares(contest: Contest, task: Task) -> None:
+    (shares,) = run_processes(
+        shares_turn, task, contest.batches, num_processes=1, num_threads=NUM_CORES
+    )
+    contest.shares[task.precision] = shares
 
 
 def _measure_products(contest: Contest, task: Task) -> None:

@@ -8,6 +8,7 @@ from benchmarks.rivals.task import Task
 from benchmarks.rivals.turn import (
     ProcessTurn,
     Step,
+    cpu_s,
     peak_resident_bytes,
     run_steps,
     seconds_between,
@@ -54,6 +55,7 @@ def ranks_turn(
     plan = plan_for(task, batches, num_ranks, pipeline)
     steps: list[Step] = []
     ends: list[float] = []
+    spent: list[float] = []
     with connect(cluster, num_ranks=num_ranks, warn=lambda line: None):
         group = WorkerGroup(plan, cluster, clip_norm=task.clip_norm)
         try:
@@ -68,12 +70,13 @@ def ranks_turn(
                 outcome = group.collect_step()
                 under_way -= 1
                 ends.append(time.perf_counter())
+                spent.append(sum(cpu_s(status.pid) for status in group.statuses))
                 loss = outcome.loss
                 steps.append(Step(loss.total, loss.num_tokens, outcome.gradient_norm))
             peak_bytes = sum(peak_resident_bytes(status.pid) for status in group.statuses)
         finally:
             group.shutdown()
-    return ProcessTurn(tuple(steps), seconds_between(ends), peak_bytes)
+    return ProcessTurn(tuple(steps), seconds_between(ends), spent[-1] - spent[0], peak_bytes)
 
 
 def plan_for(

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 Result = TypeVar("Result")
+_PATIENCE_S = 30.0
+"""For a process that has said all to end; Ray takes some seconds to shut down."""
 _ENVIRONMENT: Mapping[str, str] = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -76,13 +78,18 @@ def run_processes(
             sending.close()
             started.append((process, receiving))
         try:
-            return _collected([receiving for _, receiving in started])
+            results = _collected([receiving for _, receiving in started])
+        except BaseException:
+            for process, _ in started:
+                process.terminate()
+            raise
         finally:
             for process, _ in started:
-                process.join(timeout=10.0)
+                process.join(_PATIENCE_S)
                 if process.is_alive():
                     process.kill()
                     process.join()
+        return results
 
 
 def _collected(connections: list[Connection]) -> list[Any]:

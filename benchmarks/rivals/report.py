@@ -51,10 +51,14 @@ def _conditions(contest: Contest, machine: str, note: str) -> list[str]:
         f"- Batches: {task.batch_size} pairs with lengths like WMT's; one to warm up, "
         f"{task.num_steps} timed ({'; '.join(_described(b) for b in contest.batches[1:])}). A step "
         f"needs {contest.num_operations / task.num_steps / 1e12:,.2f} TFLOP on average.",
-        f"- Medians of {rounds} rounds; in each, everybody starts, trains and ends, one after the "
-        "other. Words count both sides with their ends, without padding.",
+        f"- Medians of {rounds} {_plural('round', rounds)}; in each, everybody starts, trains and "
+        "ends, one after the other. Words count both sides with their ends, without padding.",
     ]
     return [*lines, *([f"- {note}"] if note else [])]
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
 
 
 def _described(batch: Batch) -> str:
@@ -64,12 +68,14 @@ def _described(batch: Batch) -> str:
 
 def _standings(contest: Contest) -> Iterator[str]:
     best = contest.best(ours=False)
-    columns = "words/s (least to most)", "to the best rival", "GFLOP/s", "of the ceiling", "MB"
-    yield f"| | cores | {' | '.join(columns)} |"
-    yield "|---|---|---|---|---|---|---|"
+    columns = "words/s (least to most)", "to the best rival", "words/CPU s"
+    more = "GFLOP/s", "of the ceiling", "MB"
+    yield f"| | cores | {' | '.join((*columns, *more))} |"
+    yield f"|{'---|' * 8}"
     for entry in contest.entries:
         if not entry.turns:
-            yield f"| {entry.name} | {entry.contestant.cores} | does not run here | | | | |"
+            why = "does not run here" if entry.problem else "not timed"
+            yield f"| {entry.name} | {entry.contestant.cores} | {why} | | | | | |"
             continue
         speeds, rate = contest.speeds(entry), contest.rate(entry)
         ratio = "" if best is None else f"{contest.speed(entry) / contest.speed(best):.2f}"
@@ -77,14 +83,16 @@ def _standings(contest: Contest) -> Iterator[str]:
         yield (
             f"| {_bold(entry, entry is best)} | {entry.contestant.cores} "
             f"| {contest.speed(entry):,.0f} ({min(speeds):,.0f} to {max(speeds):,.0f}) "
-            f"| {ratio} | {rate / 1e9:,.0f} | {rate / contest.ceiling(entry.task.precision):.0%} "
+            f"| {ratio} | {contest.words_per_cpu_s(entry):,.0f} | {rate / 1e9:,.0f} "
+            f"| {rate / contest.ceiling(entry.task.precision):.0%} "
             f"| {memory / 1e6:,.0f} |"
         )
     yield ""
     yield (
         "GFLOP/s are those that the words need, without padding; the ceiling is the large matrix "
-        "product of the same run and format. MB is the most of memory that was resident, added up "
-        "over processes (pages that ranks share count in each)."
+        "product of the same run and format. Words for a second of processor time change less with "
+        "what else the machine does; threads that spin while they wait count. MB is the most of "
+        "memory that was resident, added up over processes (pages that ranks share count in each)."
     )
     for entry in contest.entries:
         if entry.problem:

@@ -29,11 +29,14 @@ class Step:
 class ProcessTurn:
     """What a process made: all steps, the warm-up first, the seconds of the timed ones, memory.
 
-    `peak_bytes` is the most of memory that was resident, pages shared with others counted too.
+    `cpu_s` is the processor time of the timed steps, waiting threads that spin counted too, which
+    other work on the machine changes less than the clock. `peak_bytes` is the most of memory that
+    was resident, pages shared with others counted too.
     """
 
     steps: tuple[Step, ...]
     step_s: tuple[float, ...]
+    cpu_s: float
     peak_bytes: int
 
 
@@ -44,16 +47,21 @@ class Turn:
     step_s: tuple[float, ...]
     losses: tuple[float, ...]
     gradient_norms: tuple[float, ...]
+    cpu_s: float
     peak_bytes: int
 
 
 def run_steps(step: Callable[[Batch], Step], batches: Sequence[Batch]) -> ProcessTurn:
     """Make a step of every batch, the first untimed."""
-    steps, ends = [], []
+    steps: list[Step] = []
+    ends: list[float] = []
+    spent: list[float] = []
     for batch in batches:
         steps.append(step(batch))
         ends.append(time.perf_counter())
-    return ProcessTurn(tuple(steps), seconds_between(ends), peak_resident_bytes())
+        spent.append(time.process_time())
+    seconds = seconds_between(ends)
+    return ProcessTurn(tuple(steps), seconds, spent[-1] - spent[0], peak_resident_bytes())
 
 
 def seconds_between(ends: Sequence[float]) -> tuple[float, ...]:
@@ -70,8 +78,18 @@ def joined(parts: Sequence[ProcessTurn]) -> Turn:
         step_s=tuple(max(each) for each in zip(*(part.step_s for part in parts), strict=True)),
         losses=tuple(total / count for total, count in zip(totals, tokens, strict=True)),
         gradient_norms=tuple(each[0].gradient_norm for each in steps),
+        cpu_s=sum(part.cpu_s for part in parts),
         peak_bytes=sum(part.peak_bytes for part in parts),
     )
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has taken; 0 where the system is not Linux."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_resident_bytes(pid: int | None = None) -> int:
