@@ -26,6 +26,7 @@ _PAPER: Mapping[str, Any] = {
     "vocabulary": "160000,80000",
     "rounds": 1,
     "contestants": "ours 2 ranks",
+    "shares": False,
 }
 
 
@@ -72,7 +73,8 @@ def _hold(options: argparse.Namespace, command: str) -> int:
         _formats(options),
         options.rounds,
         lambda line: print(line, file=sys.stderr, flush=True),
-        write,
+        with_shares=options.shares,
+        after_turn=write,
     )
     print(options.output.read_text(encoding="utf-8"))
     return 0 if contest.finished() and all(each.holds for each in agreements(contest)) else 1
@@ -142,6 +144,8 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, default=1, help="decides initial values and batches")
     add("--formats", default="", help="of float32,bfloat16 (default: those that are fast here)")
     add("--contestants", default="", help="names with commas (default: all but ours 2 replicas)")
+    switch = argparse.BooleanOptionalAction
+    add("--shares", action=switch, default=True, help="also time the operations of our step")
     add("--output", type=Path, default=Path("benchmarks/rivals.md"), help="page; plot beside it")
     add("--note", default="", help="a sentence for the report, on what else the machine did")
     rivals = parser.add_argument_group("how rivals are set up")
@@ -164,7 +168,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _worded(preset: Mapping[str, Any]) -> str:
-    return ", ".join(f"--{key.replace('_', '-')} {value!r}" for key, value in preset.items())
+    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in preset.items())
 
 
 if __name__ == "__main__":

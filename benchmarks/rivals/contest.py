@@ -111,12 +111,14 @@ def hold_contest(
     formats: Sequence[str],
     num_rounds: int,
     tell: Tell,
+    *,
+    with_shares: bool = True,
     after_turn: Callable[[Contest], None] = lambda contest: None,
 ) -> Contest:
     """Let everybody take a turn in every round, in every format, with the products beside them.
 
-    Who fails once takes no further part. The shares of our own step are measured in the first
-    round. `after_turn` gets what is known so far.
+    Who fails once takes no further part. `with_shares`, the shares of our own step are measured in
+    the first round. `after_turn` gets what is known so far.
     """
     tasks = [replace(task, precision=precision) for precision in formats]
     entries = [Entry(contestant, each) for each in tasks for contestant in contestants]
@@ -126,7 +128,7 @@ def hold_contest(
         for each in tasks:
             tell(f"round {number + 1}, matrix products, {each.precision}")
             _measure_products(contest, each)
-            if number == 0 and any(contestant.ours for contestant in contestants):
+            if with_shares and number == 0:
                 tell(f"where a step of ours goes, {each.precision}")
                 _measure_shares(contest, each)
         for entry in entries:

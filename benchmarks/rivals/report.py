@@ -27,7 +27,7 @@ def report(contest: Contest, command: str, machine: str, note: str, picture: str
         ["## Do they train the same model?", "", *_agreement(agreements(contest)), ""],
         ["## The limit", "", *_limit(contest), ""],
         *([[*_paper(contest), ""]] if is_paper(contest.task.model) else []),
-        ["## Where a step of ours goes", "", *_shares(contest)],
+        *([["## Where a step of ours goes", "", *_shares(contest)]] if contest.shares else []),
         ["## How each is set up", "", *_setups(contest)],
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
@@ -104,8 +104,8 @@ def _bold(entry: Entry, bold: bool) -> str:
 
 
 def _agreement(found: list[Agreement]) -> Iterator[str]:
-    if not found:
-        yield "Nobody was timed."
+    if len(found) < 2:
+        yield "Fewer than two were timed, so there is nothing to compare."
         return
     if all(each.holds for each in found):
         yield "Yes, up to the rounding of each format:"

@@ -51,6 +51,12 @@ def test_contestants_that_train_something_else_are_named() -> None:
     assert "**No: ddp, float32 differ by more than rounding" in page(contest)
 
 
+def test_one_contestant_alone_is_not_said_to_agree() -> None:
+    text = page(contest_of({"ours 1 rank": 0.5}))
+    assert "nothing to compare" in text
+    assert "Yes" not in text
+
+
 def test_who_fails_is_reported_with_the_reason() -> None:
     contest = contest_of({"plain padded": 0.5, "ours 1 rank": 0.5, "ddp": 0.5})
     contest.entries[2].turns.clear()

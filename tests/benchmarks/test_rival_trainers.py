@@ -52,6 +52,7 @@ def test_the_shares_of_a_step_name_every_block_and_the_update() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten starts of torch and one of Ray, on cores that may be busy
 def test_all_contestants_agree_and_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
