@@ -114,11 +114,13 @@ def _agreement(found: list[Agreement]) -> Iterator[str]:
         yield f"**No: {wrong} differ by more than rounding, so their times mean nothing.**"
     yield "the largest relative differences from the first line, over all rounds."
     yield ""
-    yield "| | loss of the first step | its difference, with the norm's | of losses after updates |"
-    yield "|---|---|---|---|"
+    columns = "loss of the first step", "its difference", "of the norm", "of losses after updates"
+    yield f"| | {' | '.join(columns)} |"
+    yield "|---|---|---|---|---|"
     for each in found:
         loss = each.entry.turns[0].losses[0]
-        yield f"| {each.entry.name} | {loss:.6f} | {each.first:.1e} | {each.later:.1e} |"
+        differences = " | ".join(f"{part:.1e}" for part in (each.first, each.norm, each.later))
+        yield f"| {each.entry.name} | {loss:.6f} | {differences} |"
 
 
 def _limit(contest: Contest) -> Iterator[str]:
