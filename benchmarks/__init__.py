@@ -1,0 +1,1 @@
+"""What the project's figures come from; each file is run by hand, see `README.md`."""

@@ -1,0 +1,108 @@
+"""One turn of a contestant: its steps on the clock, and what its processes report of them."""
+
+import itertools
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.batching import Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """A process's part of one step.
+
+    The loss is summed over its target words, in nats; 0 and 0 words where another process has the
+    loss. The norm is that of the whole gradient per sentence before clipping.
+    """
+
+    loss: float
+    num_tokens: int
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class ProcessTurn:
+    """What a process made: all steps, the warm-up first, the seconds of the timed ones, memory.
+
+    `cpu_s` is the processor time of the timed steps, waiting threads that spin counted too, which
+    other work on the machine changes less than the clock. `peak_bytes` is the most of memory that
+    was resident, pages shared with others counted too.
+    """
+
+    steps: tuple[Step, ...]
+    step_s: tuple[float, ...]
+    cpu_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """All processes of a contestant together; losses are nats a word, of all steps."""
+
+    step_s: tuple[float, ...]
+    losses: tuple[float, ...]
+    gradient_norms: tuple[float, ...]
+    cpu_s: float
+    peak_bytes: int
+
+
+def run_steps(step: Callable[[Batch], Step], batches: Sequence[Batch]) -> ProcessTurn:
+    """Make a step of every batch, the first untimed."""
+    steps: list[Step] = []
+    ends: list[float] = []
+    spent: list[float] = []
+    for batch in batches:
+        steps.append(step(batch))
+        ends.append(time.perf_counter())
+        spent.append(time.process_time())
+    seconds = seconds_between(ends)
+    return ProcessTurn(tuple(steps), seconds, spent[-1] - spent[0], peak_resident_bytes())
+
+
+def seconds_between(ends: Sequence[float]) -> tuple[float, ...]:
+    """Return how long after the one before each end came."""
+    return tuple(end - before for before, end in itertools.pairwise(ends))
+
+
+def joined(parts: Sequence[ProcessTurn]) -> Turn:
+    """Add up the losses and the memory of processes; a step takes as long as the slowest."""
+    steps = list(zip(*(part.steps for part in parts), strict=True))
+    tokens = [sum(step.num_tokens for step in each) for each in steps]
+    totals = [sum(step.loss for step in each) for each in steps]
+    return Turn(
+        step_s=tuple(max(each) for each in zip(*(part.step_s for part in parts), strict=True)),
+        losses=tuple(total / count for total, count in zip(totals, tokens, strict=True)),
+        gradient_norms=tuple(each[0].gradient_norm for each in steps),
+        cpu_s=sum(part.cpu_s for part in parts),
+        peak_bytes=sum(part.peak_bytes for part in parts),
+    )
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a process has taken; 0 where the system is not Linux."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_resident_bytes(pid: int | None = None) -> int:
+    """Return the most of memory that a process, or this one, has had resident.
+
+    0 for another process where the system is not Linux.
+    """
+    try:
+        status = Path(f"/proc/{pid or os.getpid()}/status").read_text(encoding="ascii")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        if pid is not None:
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
