@@ -64,7 +64,8 @@ def run_processes(
 ) -> list[Result]:
     """Call `function(place, *arguments)` in new processes at once; return what each returned.
 
-    They start with `environment` beside what this process has. Raises ProcessError with the first failure, after all have ended.
+    They start with `environment` beside what this process has. Raises ProcessError with the first
+    failure, after all have ended.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, _environment(num_threads, environment):
