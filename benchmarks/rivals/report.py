@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterator
 
 from benchmarks.rivals.agreement import Agreement, agreements
-from benchmarks.rivals.ceiling import LARGE, ProductName, products
+from benchmarks.rivals.ceiling import LARGE, products
 from benchmarks.rivals.contest import Contest, Entry
 from benchmarks.rivals.contestants import NUM_CORES
 from benchmarks.rivals.shares import Share
@@ -207,7 +207,8 @@ def _paper(contest: Contest) -> Iterator[str]:
 def _shares(contest: Contest) -> Iterator[str]:
     yield (
         "One rank with both cores, the batch uncut. Beside each operation's rate stands that of "
-        "its product alone, measured in the same run; the two W of a layer have the same product."
+        "its product alone, measured in the same run; the two W of a layer have the same product, "
+        "and the softmax makes its three operations together."
     )
     for precision, shares in contest.shares.items():
         total = sum(share.seconds for share in shares)
@@ -220,14 +221,16 @@ def _shares(contest: Contest) -> Iterator[str]:
 
 
 def _share_row(contest: Contest, precision: str, share: Share, total: float) -> str:
-    name: ProductName = (share.kind, share.operation)
     start = (
         f"| {share.kind} {share.operation}".rstrip()
         + f" | {share.seconds / total:.1%} | {share.seconds / contest.task.num_steps:.3f} "
     )
     if not share.operations:
         return start + "| | | |"
-    rate, alone = share.operations / share.seconds, contest.product_rate(precision, name, 1)
+    rate = share.operations / share.seconds
+    alone = statistics.harmonic_mean(
+        contest.product_rate(precision, (share.kind, operation), 1) for operation in share.operation
+    )
     return start + f"| {rate / 1e9:,.0f} | {alone / 1e9:,.0f} | {rate / alone:.0%} |"
 
 
@@ -241,5 +244,6 @@ def _setups(contest: Contest) -> Iterator[str]:
         "All rivals: dense gradients of the embeddings, fused SGD, `clip_grad_norm_` (pipelining: "
         "the norm over both ranks), gradients set to None after the update, nn.LSTM's second bias "
         "frozen at zero (the model has one bias a layer), autocast around the forward pass for "
-        "bfloat16. All processes have the same settings of the C library's memory."
+        "bfloat16. This project's processes keep the memory of freed tensors, as its ranks always "
+        "do; rivals have the C library's defaults, unless the command gives them that too."
     )

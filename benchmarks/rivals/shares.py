@@ -1,7 +1,7 @@
 """Where a step of this project goes: seconds of each kind of block and operation, and the update.
 
 One rank owns the whole model and runs the batch uncut, with both cores, and writes down when every
-operation ran.
+operation ran. Its softmax makes F, I and W together, some rows at a time, so they are one share.
 """
 
 from collections import defaultdict
@@ -19,7 +19,10 @@ from pipeline.stage import StageResult
 
 @dataclass(frozen=True)
 class Share:
-    """Seconds of all steps, and how many floating-point operations they did, 0 for lookups."""
+    """Seconds of all steps, and how many floating-point operations they did, 0 for lookups.
+
+    `operation` is F, I, W or several of them that ran as one.
+    """
 
     kind: str
     operation: str
@@ -51,7 +54,8 @@ def shares_turn(place: Place, task: Task, batches: Sequence[Batch]) -> list[Shar
         for kind, operations in forward_operations(task.model, batch).items():
             work[kind] += operations
     return [
-        Share(*name, taken, work[name[0]]) for name, taken in sorted(seconds.items(), key=_place)
+        Share(*name, taken, len(name[1]) * work[name[0]])
+        for name, taken in sorted(seconds.items(), key=_place)
     ]
 
 
@@ -62,7 +66,9 @@ def _seconds(plan: Plan, result: StageResult) -> dict[tuple[str, str], float]:
     seconds = defaultdict[tuple[str, str], float](float)
     for done in record.operations:
         operation = done.operation
-        seconds[kinds[operation.block], operation.kind] += done.end_s - done.start_s
+        kind = kinds[operation.block]
+        name = (kind, "FIW" if kind == "softmax" else operation.kind)
+        seconds[name] += done.end_s - done.start_s
     seconds["norm", ""] = record.meet_s - record.operations[-1].end_s
     seconds["update", ""] = record.end_s - record.met_s
     seconds["rest", ""] = result.step_s - sum(seconds.values())
