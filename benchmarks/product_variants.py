@@ -55,12 +55,12 @@ def _ways(rows: int, cells: int) -> dict[str, Callable[[], object]]:
         "factors turned round": lambda: torch.mm(weight, states.t(), out=turned),
         "numpy": lambda: np.matmul(states_array, weight_array.T, out=sums_array),
     }
-    if torch.backends.mkl.is_available():
+    if hasattr(torch.ops.mkl, "_mkl_linear"):
         packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         ways["MKL, weights packed"] = lambda: torch.ops.mkl._mkl_linear(
             states, packed, weight, None, rows
         )
-    if torch.backends.mkldnn.is_available():
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         reordered = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         ways["oneDNN, weights packed"] = lambda: torch.ops.mkldnn._linear_pointwise(
             states, reordered, None, "none", [], ""

@@ -8,23 +8,29 @@ limit can only end, so that every score is the probability of a whole sequence.
 Sentences share the network's steps and nothing else: a beam looks at its own rows only. Equal
 scores go to the hypothesis further up in the beam, then to the smaller word id.
 
-Shapes: B sentences, S source positions, R rows (live hypotheses of all sentences), V target words,
-C candidates kept of a row.
+All beams of a batch are at the same position and are extended together, by arithmetic over arrays:
+a step costs the same calls for one sentence as for hundreds. Numbers come from the device once a
+step, and go there once.
+
+Shapes: B sentences that are not done, S source positions, R rows (live hypotheses of all sentences,
+sentence by sentence, best first), K the longest beam, C words kept of a row, W the widest beam.
 """
 
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.best_words import BestWords
+from model.decoder import Decoder
 from model.errors import UserError
-from model.seq2seq import DecoderState, Seq2Seq
+from model.seq2seq import Seq2Seq
 from model.vocabulary import EOS_ID
 
-Number = TypeVar("Number", np.float64, np.int64)
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 MAX_BEAM_SIZE = 1000
 MAX_LENGTH = 10_000
@@ -88,144 +94,170 @@ def beam_search(
     check_search(
         beam_size=beam_size, max_length=max_length, length_penalty=length_penalty, n_best=n_best
     )
-    beams = [_Beam(beam_size, max_length, length_penalty, n_best) for _ in range(len(source))]
-    live = beams
-    state = model.encode(source, source_lengths)
-    while live:
-        words = torch.tensor([word for beam in live for word in beam.last_words()])
-        log_probabilities, state = model.decode_step(words.to(model.device), state)
-        rows = _extend(live, log_probabilities, beam_size)
-        state = _select(state, rows, model.device)
-        live = [beam for beam in live if beam.partial]
-    return [beam.best() for beam in beams]
+    beams = _Beams(len(source), beam_size, max_length, length_penalty, n_best)
+    if not len(source):
+        return []
+    decoder = Decoder(model, len(source) * beam_size)
+    decoder.start(model.encode(source, source_lengths))
+    while beams.num_rows:
+        outputs = decoder.step(torch.from_numpy(beams.last_words).to(model.device))
+        candidates = _Candidates.of(decoder.best_words(outputs, beams.widest))
+        parents = beams.extend(candidates)
+        if len(parents) and not _is_identity(parents, decoder.num_rows):
+            decoder.select(torch.from_numpy(parents).to(model.device))
+    return beams.best()
 
 
 @dataclass(frozen=True)
-class _Partial:
-    tokens: tuple[int, ...]
-    log_probability: float
+class _Candidates:
+    """The best words (R, C) of each row, their log-probabilities, and the end symbol's (R,)."""
+
+    values: Floats
+    words: Ints
+    ends: Floats
+
+    @classmethod
+    def of(cls, best: BestWords) -> "_Candidates":
+        # One transfer: each waits for the device. Word ids are whole numbers in a float64 too.
+        packed = torch.cat([best.values, best.words.double(), best.ends[:, None]], dim=1)
+        numbers: Floats = packed.cpu().numpy()
+        if np.isnan(numbers).any():
+            raise BeamSearchError(
+                "the model's probabilities are not numbers (NaN), so its training has diverged; "
+                "use an earlier checkpoint, or train with a lower training.learning_rate"
+            )
+        count = best.words.shape[1]
+        return cls(numbers[:, :count], numbers[:, count:-1].astype(np.int64), numbers[:, -1])
 
 
-@dataclass
-class _Beam:
-    """One sentence's search: the partial hypotheses, best first, and the complete ones."""
+class _Beams:
+    """The beams of all sentences: partial hypotheses as rows, complete ones as a table.
 
-    size: int
-    max_length: int
-    length_penalty: float
-    n_best: int
-    partial: list[_Partial] = field(default_factory=lambda: [_Partial((), 0.0)])
-    complete: list[Hypothesis] = field(default_factory=list)
+    A row's words are the last words of its ancestors, one a step; the steps are all that is kept.
+    """
 
-    def last_words(self) -> list[int]:
-        """Return the word that the decoder reads next, for each partial hypothesis."""
-        return [(hypothesis.tokens or (EOS_ID,))[-1] for hypothesis in self.partial]
-
-    def extend(self, values: npt.NDArray[np.float64], words: npt.NDArray[np.int64]) -> list[int]:
-        """Take the best words (live, C) of each partial hypothesis, with their log-probabilities.
-
-        Returns, for each hypothesis that is partial now, the index of the one it came from.
-        """
-        before = np.array([hypothesis.log_probability for hypothesis in self.partial])
-        totals = (before[:, None] + values).ravel()
-        width = self.size - len(self.complete)
-        extended, parents = [], []
-        for index in np.argsort(-totals, kind="stable")[:width]:
-            parent, place = divmod(int(index), words.shape[1])
-            word, total = int(words[parent, place]), float(totals[index])
-            tokens = self.partial[parent].tokens
-            if word == EOS_ID:
-                self._finish(tokens, total)
-            else:
-                extended.append(_Partial((*tokens, word), total))
-                parents.append(parent)
-        self.partial = extended
-        if self._cannot_improve():
-            self.partial = []
-        return parents if self.partial else []
-
-    def end(self, values: npt.NDArray[np.float64]) -> None:
-        """End every partial hypothesis, given the end symbol's log-probabilities (live,)."""
-        for hypothesis, value in zip(self.partial, values, strict=True):
-            self._finish(hypothesis.tokens, hypothesis.log_probability + float(value))
-        self.partial = []
+    def __init__(
+        self, num_sentences: int, size: int, max_length: int, length_penalty: float, n_best: int
+    ) -> None:
+        self._size, self._max_length, self._n_best = size, max_length, n_best
+        self._length_penalty = length_penalty
+        # Sentences that are not done (B,), and how many live rows each has.
+        self._alive: Ints = np.arange(num_sentences)
+        self._num_live: Ints = np.ones(num_sentences, dtype=np.int64)
+        self._totals: Floats = np.zeros(num_sentences)
+        self.last_words: Ints = np.full(num_sentences, EOS_ID)
+        self._steps: list[tuple[Ints, Ints]] = []
+        self._num_complete: Ints = np.zeros(num_sentences, dtype=np.int64)
+        self._scores: Floats = np.full((num_sentences, size), -np.inf)
+        # Of every complete hypothesis, the step and the row that it ended in.
+        self._ended: Ints = np.zeros((num_sentences, size, 2), dtype=np.int64)
 
     @property
-    def is_full_length(self) -> bool:
-        """Whether the partial hypotheses may get no further word."""
-        return len(self.partial[0].tokens) == self.max_length
+    def num_rows(self) -> int:
+        """Live hypotheses of all sentences."""
+        return len(self._totals)
 
-    def best(self) -> list[Hypothesis]:
-        """Return the best complete hypotheses, best first, equal ones in the order they ended."""
-        return sorted(self.complete, key=lambda hypothesis: -hypothesis.score)[: self.n_best]
+    @property
+    def widest(self) -> int:
+        """How many candidates the widest beam takes; no row can give more."""
+        return self._size - int(self._num_complete[self._alive].min())
 
-    def _finish(self, tokens: tuple[int, ...], log_probability: float) -> None:
-        divisor = length_divisor(len(tokens) + 1, self.length_penalty)
-        self.complete.append(Hypothesis(tokens, log_probability / divisor))
+    def extend(self, candidates: _Candidates) -> Ints:
+        """Extend or end every hypothesis; return the row (R,) that each live one came from."""
+        if len(self._steps) == self._max_length:
+            return self._end(candidates.ends)
+        sentences = np.repeat(np.arange(len(self._alive)), self._num_live)
+        firsts = np.cumsum(self._num_live) - self._num_live
+        slots = np.arange(self.num_rows) - firsts[sentences]
+        totals = self._totals[:, None] + candidates.values
+        table = np.full((len(self._alive), int(self._num_live.max()), totals.shape[1]), -np.inf)
+        table[sentences, slots] = totals
+        order, taken = self._ranked(table.reshape(len(table), -1))
+        slot, place = np.divmod(order, totals.shape[1])
+        parents = np.minimum(firsts[:, None] + slot, self.num_rows - 1)
+        words, scores = candidates.words[parents, place], totals[parents, place]
+        ends = words == EOS_ID
+        self._complete(taken & ends, parents, scores)
+        return self._keep(taken & ~ends, parents, words, scores)
 
-    def _cannot_improve(self) -> bool:
-        """Whether no partial hypothesis can come to be among the best, however it goes on.
+    def _ranked(self, totals: Floats) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Return each sentence's best candidates (B, W), and which of them its beam takes.
 
-        Log-probabilities only fall, and the divisor is at most that of the greatest length.
+        A stable sort gives equal ones to the hypothesis further up, then to the smaller word id,
+        since a row's words come in that order. Places that no hypothesis fills come last.
         """
-        if not self.partial or len(self.complete) < self.n_best:
-            return not self.partial
-        divisor = length_divisor(self.max_length + 1, self.length_penalty)
-        bound = self.partial[0].log_probability / divisor
-        return bound <= self.best()[-1].score
+        widths = self._size - self._num_complete[self._alive]
+        per_row = totals.shape[1] // int(self._num_live.max())
+        order = np.argsort(-totals, axis=1, kind="stable")[:, : int(widths.max())]
+        limits = np.minimum(widths, self._num_live * per_row)
+        return order, np.arange(order.shape[1]) < limits[:, None]
 
-
-def _extend(live: list[_Beam], log_probabilities: Tensor, beam_size: int) -> list[int]:
-    """Extend or end every beam from (R, V); return the row that each partial hypothesis now has."""
-    # All beams are at the same position, since they start together.
-    if live[0].is_full_length:
-        ends = log_probabilities[:, EOS_ID].double().cpu().numpy()
-        for beam, values in zip(live, _by_beam(live, ends), strict=True):
-            _check_finite(values)
-            beam.end(values)
-        return []
-    best_values, best_words = _best_words(log_probabilities, beam_size)
-    values, words = best_values.double().cpu().numpy(), best_words.cpu().numpy()
-    _check_finite(values)
-    value_parts, word_parts = _by_beam(live, values), _by_beam(live, words)
-    rows: list[int] = []
-    first = 0
-    for beam, beam_values, beam_words in zip(live, value_parts, word_parts, strict=True):
-        rows += [first + parent for parent in beam.extend(beam_values, beam_words)]
-        first += len(beam_values)
-    return rows
-
-
-def _by_beam(live: list[_Beam], rows: npt.NDArray[Number]) -> list[npt.NDArray[Number]]:
-    """Cut rows of all live hypotheses into those of each beam."""
-    return np.split(rows, np.cumsum([len(beam.partial) for beam in live])[:-1])
-
-
-def _check_finite(values: npt.NDArray[np.float64]) -> None:
-    if np.isnan(values).any():
-        raise BeamSearchError(
-            "the model's probabilities are not numbers (NaN), so its training has diverged; "
-            "use an earlier checkpoint, or train with a lower training.learning_rate"
+    def _complete(self, ending: npt.NDArray[np.bool_], rows: Ints, totals: Floats) -> None:
+        """Note the candidates (B, W) that end, best first."""
+        if not ending.any():
+            return
+        sentences = self._alive[:, None]
+        places = (self._num_complete[sentences] + ending.cumsum(axis=1) - 1)[ending]
+        index = (np.broadcast_to(sentences, ending.shape)[ending], places)
+        divisor = length_divisor(len(self._steps) + 1, self._length_penalty)
+        self._scores[index] = totals[ending] / divisor
+        self._ended[index] = np.stack(
+            [np.full(len(places), len(self._steps)), rows[ending]], axis=1
         )
+        self._num_complete[self._alive] += ending.sum(axis=1)
+
+    def _keep(
+        self, going_on: npt.NDArray[np.bool_], rows: Ints, words: Ints, totals: Floats
+    ) -> Ints:
+        """Make rows of the candidates (B, W) that go on, but of sentences that are done."""
+        best = totals[np.arange(len(totals)), going_on.argmax(axis=1)]
+        going_on[self._cannot_improve(best)] = False
+        num_live = going_on.sum(axis=1)
+        parents = rows[going_on]
+        self.last_words, self._totals = words[going_on], totals[going_on]
+        self._steps.append((parents, self.last_words))
+        self._alive, self._num_live = self._alive[num_live > 0], num_live[num_live > 0]
+        return parents
+
+    def _cannot_improve(self, best: Floats) -> npt.NDArray[np.bool_]:
+        """Whether no partial hypothesis of a sentence (B,) can come to be among its n best.
+
+        `best` is the greatest log-probability of one. They only fall, and the divisor is at most
+        that of the greatest length.
+        """
+        scores = self._scores[self._alive]
+        last = np.partition(scores, self._size - self._n_best, axis=1)[:, self._size - self._n_best]
+        bounds: Floats = best / length_divisor(self._max_length + 1, self._length_penalty)
+        return (self._num_complete[self._alive] >= self._n_best) & (bounds <= last)
+
+    def _end(self, ends: Floats) -> Ints:
+        """End every hypothesis, given the end symbol's log-probabilities (R,)."""
+        sentences = np.repeat(np.arange(len(self._alive)), self._num_live)
+        slots = np.arange(self.num_rows) - (np.cumsum(self._num_live) - self._num_live)[sentences]
+        shape = (len(self._alive), int(self._num_live.max()))
+        ending, rows, totals = np.zeros(shape, dtype=bool), np.zeros(shape, int), np.zeros(shape)
+        ending[sentences, slots] = True
+        rows[sentences, slots] = np.arange(self.num_rows)
+        totals[sentences, slots] = self._totals + ends
+        self._complete(ending, rows, totals)
+        return self._keep(np.zeros(shape, dtype=bool), rows, rows, totals)
+
+    def best(self) -> list[list[Hypothesis]]:
+        """Return each sentence's best hypotheses, best first; of equal ones, what ended first."""
+        order = np.argsort(-self._scores, axis=1, kind="stable")[:, : self._n_best]
+        return [
+            [self._hypothesis(sentence, place) for place in places[: self._num_complete[sentence]]]
+            for sentence, places in enumerate(order)
+        ]
+
+    def _hypothesis(self, sentence: int, place: int) -> Hypothesis:
+        step, row = self._ended[sentence, place]
+        words = []
+        for parents, last_words in reversed(self._steps[:step]):
+            words.append(int(last_words[row]))
+            row = parents[row]
+        return Hypothesis(tuple(reversed(words)), float(self._scores[sentence, place]))
 
 
-def _best_words(log_probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return values and ids (R, C) of the best words of each row, equal ones by ascending id."""
-    num_words = log_probabilities.shape[1]
-    count = min(count, num_words)
-    # One more than wanted shows whether the last place is contested: topk may then take any word.
-    values, words = log_probabilities.topk(min(count + 1, num_words), dim=1)
-    if values.shape[1] > count:
-        contested = values[:, count] == values[:, count - 1]
-        values, words = values[:, :count], words[:, :count]
-        if bool(contested.any()):
-            ranked = log_probabilities[contested].sort(dim=1, descending=True, stable=True)
-            values[contested] = ranked.values[:, :count]
-            words[contested] = ranked.indices[:, :count]
-    words, order = words.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, words.gather(1, order)
-
-
-def _select(state: DecoderState, rows: list[int], device: str) -> DecoderState:
-    return state.select(torch.tensor(rows, dtype=torch.int64, device=device))
+def _is_identity(rows: Ints, num_rows: int) -> bool:
+    return len(rows) == num_rows and bool((rows == np.arange(num_rows)).all())

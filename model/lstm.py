@@ -162,11 +162,12 @@ class Recurrence(Block[RecurrenceSaved]):
         assert saved.gates is not None
         # The transposed view costs nothing and lets one product read the weights as they lie.
         weight = self.weight.compute.t()
+        peephole = None if self.peephole is None else self.peephole.value
         squashed = saved.cells.rows.new_empty((max(chunk.active, default=0), self.num_cells))
         for step in saved.steps():
             gates, cell = saved.gates[step.rows], saved.cells.rows[step.rows]
             _add_product(inputs["gates"][step.rows], saved.hidden.before(step), weight, out=gates)
-            self._activate(gates, saved.cells.before(step), cell)
+            advance(gates, saved.cells.before(step), cell, peephole)
             bounded = torch.tanh(cell, out=squashed[: len(cell)])
             torch.mul(gates[:, 3 * self.num_cells :], bounded, out=saved.hidden.rows[step.rows])
         states = {"hidden": saved.hidden, "cell": saved.cells}
@@ -189,20 +190,6 @@ class Recurrence(Block[RecurrenceSaved]):
             return _States(rows.new_zeros((chunk.num_sentences, self.num_cells)), rows)
         carry = inputs[port]
         return _States(carry.clone() if chunk.order is None else carry[chunk.order], rows)
-
-    def _activate(self, gates: Tensor, before: Tensor, after: Tensor) -> None:
-        """Turn the sums (n, 4H) into gate activations in place, and write the new cells (n, H)."""
-        i, f, g, o = gates.chunk(4, dim=1)
-        if self.peephole is not None:
-            i += self.peephole.value[0] * before
-            f += self.peephole.value[1] * before
-        gates[:, : 2 * self.num_cells].sigmoid_()
-        g.tanh_()
-        torch.mul(f, before, out=after)
-        after.addcmul_(i, g)
-        if self.peephole is not None:
-            o += self.peephole.value[2] * after
-        o.sigmoid_()
 
     def input_gradient(self, saved: RecurrenceSaved, gradients: Tensors) -> Tensors:
         """I: walk the chunk backwards."""
@@ -304,6 +291,24 @@ class Recurrence(Block[RecurrenceSaved]):
         before = torch.cat([saved.cells.before(step) for step in saved.steps()])
         after = saved.cells.rows
         return torch.stack([(d_i * before).sum(0), (d_f * before).sum(0), (d_o * after).sum(0)])
+
+
+def advance(gates: Tensor, before: Tensor, after: Tensor, peephole: Tensor | None) -> None:
+    """Turn the gates' sums (n, 4H) into their values in place, and write the next cells (n, H).
+
+    The cells before and after may be the same memory; the peephole is (3, H).
+    """
+    num_cells = before.shape[1]
+    i, f, g, o = gates.chunk(4, dim=1)
+    if peephole is not None:
+        i.addcmul_(peephole[0], before)
+        f.addcmul_(peephole[1], before)
+    gates[:, : 2 * num_cells].sigmoid_()
+    torch.mul(f, before, out=after)
+    after.addcmul_(i, g.tanh_())
+    if peephole is not None:
+        o.addcmul_(peephole[2], after)
+    o.sigmoid_()
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor, *, out: Tensor) -> None:

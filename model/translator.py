@@ -23,6 +23,9 @@ MAX_SENTENCE_WORDS = 10_000
 
 # Longer sentences go in smaller batches, so that a batch's memory does not grow with its longest.
 _MAX_BATCH_POSITIONS = 16_384
+# What a batch of the search may hold: rows of states, and how many make its products large enough.
+_MAX_BATCH_ROWS = 1 << 14
+_FULL_BATCH_ROWS = 768
 # Entries of the table of probabilities (positions by words) that a loss may need at once.
 _MAX_LOSS_ENTRIES = 1 << 26
 
@@ -97,26 +100,29 @@ class Translator:
         length_penalty: float = 0.0,
         max_length: int = 100,
         n_best: int = 1,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Progress | None = None,
-        first_number: int = 1,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Translation]]:
         """Return, for each sentence, its `n_best` translations at most, best first.
 
-        `max_length` counts target words; `progress` gets the numbers of finished and of all
-        sentences after each batch. A sentence of white space has the empty translation, with score
-        0. Raises UserError for settings out of range and for a sentence of more than
-        MAX_SENTENCE_WORDS words, by its number; the first one has `first_number`.
+        `max_length` counts target words; `batch_size` counts sentences and is by default what fills
+        the search's products. `progress` gets the numbers of finished and of all sentences after
+        each batch. A sentence of white space has the empty translation, with score 0. Raises
+        UserError for settings out of range and for a sentence of more than MAX_SENTENCE_WORDS
+        words, by its number: from 1 on, unless `numbers` are given.
         """
         check_search(
             beam_size=beam_size, max_length=max_length, length_penalty=length_penalty, n_best=n_best
         )
-        numbered = enumerate(sentences, start=first_number)
-        sources = [self._encode_source(sentence, number) for number, sentence in numbered]
+        numbered = zip(sentences, numbers or range(1, len(sentences) + 1), strict=True)
+        sources = [self._encode_source(sentence, number) for sentence, number in numbered]
         translations = [[Translation("", 0.0)] for _ in sentences]
         order = _longest_first([len(words) for words in sources])
         waiting = [index for index in order if sources[index]]
         num_done = len(sentences) - len(waiting)
+        batch_size = _FULL_BATCH_ROWS // beam_size or 1 if batch_size is None else batch_size
+        batch_size = min(batch_size, _MAX_BATCH_ROWS // beam_size)
         for rows in _batches(waiting, [len(words) + 1 for words in sources], batch_size):
             batch = make_batch(
                 [(sources[row], ()) for row in rows], reverse_source=self.reverse_source

@@ -16,12 +16,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 LINE_INTERVAL_S = 5.0
 MIN_LINE_INTERVAL_S = 1.0
@@ -105,6 +108,14 @@ class PlainProgress:
         return line
 
 
+class _SpeedColumn(ProgressColumn):
+    """How many units a second are done; nothing before that is known."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_speed(speed) if speed else "")
+
+
 @dataclass
 class RichProgress:
     """One bar for each phase, on a terminal."""
@@ -117,7 +128,10 @@ class RichProgress:
         """Say that `done` of `total` (None: unknown) units of a phase are done."""
         amount = f"{_amount(done, total)} {self.unit}".rstrip()
         if phase not in self._tasks:
-            self._tasks[phase] = self.progress.add_task(phase, total=total, amount=amount)
+            # What was done before does not count as speed.
+            self._tasks[phase] = self.progress.add_task(
+                phase, total=total, completed=done, amount=amount
+            )
         self.progress.update(self._tasks[phase], completed=done, total=total, amount=amount)
 
     def message(self, text: str) -> None:
@@ -150,6 +164,7 @@ def progress_display(unit: str = "", stream: TextIO | None = None) -> Iterator[P
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[amount]}", markup=False),
+        _SpeedColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

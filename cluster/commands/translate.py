@@ -22,16 +22,14 @@ from cluster.commands.options import (
     MaxLength,
 )
 from cluster.commands.output import print_result, reserved_stdout, sample_lines, table
-from model.errors import UserError
+from cluster.translation.lines import InputError, decoded_line, output_lines
 
 if TYPE_CHECKING:
+    from cluster.commands.progress import ProgressDisplay
+    from cluster.translation.part_translator import SearchSettings
     from model.translator import Translation
 
 SENTENCES_AT_ONCE = 256
-
-
-class InputError(UserError):
-    """The text to translate cannot be read, or the translations cannot be written."""
 
 
 def evaluate(
@@ -127,51 +125,118 @@ def translate(
     ] = None,
     length_penalty: LengthPenalty = 0.0,
     max_length: MaxLength = 100,
+    workers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Ray workers that share the file's sentences.")
+    ] = 1,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Forget what an interrupted run into this file finished."),
+    ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Translate text, one sentence a line, from stdin to stdout.
+    """Translate text, one sentence a line, from stdin to stdout or from a file into another.
+
+    From file to file, what is finished is kept in OUTPUT.parts: repeat an interrupted command, and
+    it goes on from there.
 
     Example:  echo 'And God said' | baton translate runs/quickstart/checkpoints
     """
     from cluster.commands.progress import progress_display
+    from cluster.translation.part_translator import SearchSettings
     from model.process_memory import keep_freed_memory
-    from model.translator import Translator
 
     keep_freed_memory()
-    collected: list[dict[str, Any]] | None = [] if as_json and output_file == "-" else None
+    settings = SearchSettings(beam_size, n_best, length_penalty, max_length)
     start_s = time.monotonic()
+    with reserved_stdout() as stdout, progress_display("sentences") as display:
+        if _is_file(input_file) and _is_file(output_file):
+            fields = _translate_file(
+                checkpoint, input_file, output_file, settings, device, workers, restart, display
+            )
+        elif workers > 1 or restart:
+            raise InputError(
+                f"--input {input_file}, --output {output_file}: several workers and --restart need "
+                "a file for both; name two files, or leave --workers and --restart out"
+            )
+        else:
+            collect = as_json and output_file == "-"
+            fields = _translate_stream(
+                checkpoint, input_file, output_file, settings, device, display, stdout, collect
+            )
+    if as_json:
+        fields = {"seconds": round(time.monotonic() - start_s, 3), **fields}
+        print_result(stdout, as_json=True, result=fields, lines=())
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is that of a file, or of none yet: not of a stream, a pipe or a device."""
+    return name != "-" and (Path(name).is_file() or not Path(name).exists())
+
+
+def _translate_file(
+    checkpoint: Path,
+    input_file: str,
+    output_file: str,
+    settings: "SearchSettings",
+    device: str,
+    workers: int,
+    restart: bool,
+    display: "ProgressDisplay",
+) -> dict[str, Any]:
+    from cluster.translation.file_translation import translate_file
+
+    done = translate_file(
+        checkpoint,
+        Path(input_file),
+        Path(output_file),
+        settings,
+        device=device,
+        num_workers=workers,
+        restart=restart,
+        progress=lambda done, total: display("translate", done, total),
+        message=display.message,
+    )
+    return {"num_sentences": done.num_sentences, "num_resumed": done.num_resumed}
+
+
+def _translate_stream(
+    checkpoint: Path,
+    input_file: str,
+    output_file: str,
+    settings: "SearchSettings",
+    device: str,
+    display: "ProgressDisplay",
+    stdout: TextIO,
+    collect: bool,
+) -> dict[str, Any]:
+    """Translate lines as they come; with `collect`, they are returned and not written."""
+    from model.translator import Translator
+
+    collected: list[dict[str, Any]] = []
+    num_sentences = 0
     with ExitStack() as stack:
-        stdout = stack.enter_context(reserved_stdout())
         source = _open_input(stack, input_file)
         translator = Translator.from_checkpoint(checkpoint, device=device)
         target = stdout if output_file == "-" else _open_output(stack, output_file)
-        display = stack.enter_context(progress_display("sentences"))
-        num_sentences = 0
         for sentences in _groups(source, input_file):
             results = translator.translate(
                 sentences,
-                beam_size=beam_size,
-                length_penalty=length_penalty,
-                max_length=max_length,
-                n_best=n_best or 1,
-                first_number=num_sentences + 1,
+                beam_size=settings.beam_size,
+                length_penalty=settings.length_penalty,
+                max_length=settings.max_length,
+                n_best=settings.n_best or 1,
+                numbers=range(num_sentences + 1, num_sentences + 1 + len(sentences)),
             )
-            if collected is None:
-                _write(target, results, num_sentences, with_scores=n_best is not None)
-            else:
+            if collect:
                 collected += _as_json(sentences, results)
+            else:
+                _write(target, results, num_sentences, with_scores=settings.n_best is not None)
             num_sentences += len(sentences)
             if len(sentences) == SENTENCES_AT_ONCE and not target.isatty():
                 display("translate", num_sentences, None)
-    if as_json:
-        fields: dict[str, Any] = {
-            "num_sentences": num_sentences,
-            "seconds": round(time.monotonic() - start_s, 3),
-        }
-        if collected is not None:
-            fields["translations"] = collected
-        print_result(stdout, as_json=True, result=fields, lines=())
+    fields: dict[str, Any] = {"num_sentences": num_sentences}
+    return fields | {"translations": collected} if collect else fields
 
 
 def _open_input(stack: ExitStack, name: str) -> BinaryIO:
@@ -206,14 +271,9 @@ def _groups(stream: BinaryIO, name: str) -> Iterator[list[str]]:
 
 
 def _sentences(stream: BinaryIO, name: str) -> Iterator[str]:
+    name = "stdin" if name == "-" else name
     for number, line in enumerate(stream, start=1):
-        try:
-            yield line.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff" if number == 1 else "")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{'stdin' if name == '-' else name}, line {number}, byte {error.start + 1}: "
-                "not UTF-8; convert the text, for example with iconv"
-            ) from None
+        yield decoded_line(line, number, name)
 
 
 def _write(
@@ -224,17 +284,8 @@ def _write(
     with_scores: bool,
 ) -> None:
     for number, translations in enumerate(results, start=first_number):
-        if with_scores:
-            for translation in translations:
-                text = _one_line(translation.text)
-                stream.write(f"{number} ||| {text} ||| {translation.score:.6f}\n")
-        else:
-            stream.write(_one_line(translations[0].text) + "\n")
+        stream.write(output_lines(number, translations, with_scores=with_scores))
     stream.flush()
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("\r", " ")
 
 
 def _as_json(

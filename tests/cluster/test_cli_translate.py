@@ -8,37 +8,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
-from cluster.commands.translate import SENTENCES_AT_ONCE, InputError
-from model.byte_vocabulary import ByteVocabulary
-from model.checkpoint_manifest import CheckpointError, CheckpointInfo
-from model.checkpoint_writer import commit, part_name, prepare_staging, write_part
-from model.data_order import Cursor
-from model.network import ModelConfig
-from model.seq2seq import Seq2Seq
+from cluster.commands.translate import SENTENCES_AT_ONCE
+from cluster.translation.lines import InputError
+from model.checkpoint_manifest import CheckpointError
+from tests.cluster.noise import noise_checkpoint
 
 FAST = ["--beam-size", "2", "--max-length", "3"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network over bytes: what it says is noise, but it says it."""
-    config = ModelConfig(258, 258, num_layers=1, hidden_size=4, embedding_size=4)
-    directory = tmp_path_factory.mktemp("checkpoints")
-    parameters = Seq2Seq(config).parameters().values()
-    staging = prepare_staging(directory, 1, 0)
-    part = write_part(staging, part_name(0, 1), [(p.rows, p.value) for p in parameters])
-    info = CheckpointInfo(
-        step=1,
-        cursor=Cursor(0, 1),
-        model=config,
-        reverse_source=True,
-        precision="float32",
-        seed=1,
-        corpus_fingerprint="0" * 64,
-    )
-    vocabulary = ByteVocabulary().to_bytes()
-    files = {"source_vocabulary.json": vocabulary, "target_vocabulary.json": vocabulary}
-    return commit(staging, directory / "step-00000001", info, [part], files)
+    return noise_checkpoint(tmp_path_factory.mktemp("checkpoints"))
 
 
 def translate(checkpoint: Path, *options: str, text: str | bytes = "") -> Result:
@@ -90,7 +70,7 @@ def test_files_are_read_and_written(checkpoint: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_bytes(b"\xef\xbb\xbfone\ntwo\n")
     result = translate(checkpoint, "--input", str(source), "--output", str(target), "--json")
-    assert json.loads(result.stdout).keys() == {"num_sentences", "seconds"}
+    assert json.loads(result.stdout).keys() == {"num_sentences", "num_resumed", "seconds"}
     written = target.read_bytes().decode()
     assert written == translate(checkpoint, text="one\ntwo\n").stdout
 
@@ -108,3 +88,10 @@ def test_missing_input_and_checkpoint_are_user_errors(checkpoint: Path, tmp_path
         translate(checkpoint, "--output", f"{missing}/x", text="a").exception, InputError
     )
     assert isinstance(translate(tmp_path / "no").exception, CheckpointError)
+
+
+@pytest.mark.parametrize("option", ["--workers=2", "--restart"])
+def test_streams_have_no_workers_and_nothing_to_restart(checkpoint: Path, option: str) -> None:
+    result = translate(checkpoint, option, text="one\n")
+    assert isinstance(result.exception, InputError)
+    assert "need a file for both" in str(result.exception)

@@ -12,10 +12,10 @@ from model.batching import make_batch
 from model.beam_search import (
     BeamSearchError,
     Hypothesis,
-    _best_words,
     beam_search,
     length_divisor,
 )
+from model.decoder import Decoder
 from model.precision import Precision
 from model.seq2seq import DecoderState, ModelConfig, Seq2Seq
 from model.vocabulary import EOS_ID
@@ -193,51 +193,33 @@ def test_equal_scores_go_to_the_smaller_word_and_the_earlier_end() -> None:
     assert [h.tokens for h in found[1:]] == [(0,), (0, 0), (0, 2)]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(
-        st.lists(st.sampled_from([-1.0, -2.0, -3.0, -4.0]), min_size=6, max_size=6),
-        min_size=1,
-        max_size=4,
-    ),
-    count=st.integers(1, 8),
-)
-def test_the_best_words_are_in_order_of_value_then_id(rows: list[list[float]], count: int) -> None:
-    values, words = _best_words(torch.tensor(rows), count)
-    for row, row_values, row_words in zip(rows, values.tolist(), words.tolist(), strict=True):
-        expected = sorted(range(6), key=lambda word: (-row[word], word))[:count]
-        assert row_words == expected
-        assert row_values == [row[word] for word in expected]
-
-
-class CountingModel(Seq2Seq):
-    """Counts the rows of every decoding step."""
-
-    rows: list[int]
-
-    def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        self.rows.append(len(tokens))
-        return super().decode_step(tokens, state)
-
-
-def test_finished_hypotheses_and_sentences_take_no_more_work() -> None:
-    model = CountingModel(
+def test_finished_hypotheses_and_sentences_take_no_more_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Seq2Seq(
         ModelConfig(6, 30, num_layers=1, hidden_size=4, embedding_size=3, init_scale=2.0),
         Precision("float64"),
         seed=3,
     )
     # Likely enough that hypotheses end one after the other.
     model.parameters()["softmax.bias"].value[EOS_ID] = 1.0
-    model.rows = []
+    rows: list[int] = []
+    step = Decoder.step
+
+    def counting_step(decoder: Decoder, words: Tensor) -> Tensor:
+        rows.append(len(words))
+        return step(decoder, words)
+
+    monkeypatch.setattr(Decoder, "step", counting_step)
     search(model, SOURCES, 6, 50, n_best=6)
-    assert model.rows[0] == len(SOURCES)
-    assert max(model.rows) <= 6 * len(SOURCES)
-    assert model.rows[1:] == sorted(model.rows[1:], reverse=True)
-    assert model.rows[-1] < model.rows[1]
-    num_rows_for_all = sum(model.rows)
-    model.rows = []
+    assert rows[0] == len(SOURCES)
+    assert max(rows) <= 6 * len(SOURCES)
+    assert rows[1:] == sorted(rows[1:], reverse=True)
+    assert rows[-1] < rows[1]
+    num_rows_for_all = sum(rows)
+    rows.clear()
     search(model, SOURCES, 6, 50, n_best=1)
-    assert sum(model.rows) < num_rows_for_all
+    assert sum(rows) < num_rows_for_all
 
 
 def test_nothing_to_translate_gives_nothing() -> None:

@@ -1,0 +1,1 @@
+"""Translation of whole files: parts of the input that are dealt to workers and kept."""

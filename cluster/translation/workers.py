@@ -1,0 +1,110 @@
+"""Parts of an input file spread over Ray Data workers: actors that each hold the model.
+
+Ray starts a worker that died again and gives it its part once more. A part travels as a few numbers
+and its translations come back as text; files are written by the one process that leads.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayActorError
+
+from cluster.ingest.data_streams import ordered_streams, tables
+from cluster.resources import ClusterError
+from cluster.translation.part_translator import PartTranslator, TranslationJob
+from cluster.translation.parts import Part
+
+MAX_RESTARTS = 3
+"""How often one worker may die: one that dies again and again has too little memory, say."""
+
+
+def threads_per_worker(num_workers: int) -> int:
+    """Return the cores of the cluster for each worker, at least one."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    is_one_node = sum(node["Alive"] for node in nodes) == 1
+    # Of its one node, Ray may have been told more than there is, so that all tasks can start.
+    num_cores = os.cpu_count() or 1 if is_one_node else int(_resources().get("CPU", 1))
+    return max(1, num_cores // num_workers)
+
+
+def translated_parts(
+    job: TranslationJob, parts: Sequence[Part], *, num_workers: int, num_threads: int
+) -> Iterator[tuple[int, dict[int, str]]]:
+    """Yield the number of each part, in order, with what to write for each of its lines.
+
+    Input and checkpoint must be readable under their paths on every node. Raises
+    ClusterError when there are fewer GPUs than workers or a worker dies again and again, and the
+    UserError that a worker raised.
+    """
+    num_gpus = int(job.device == "cuda")
+    _check_gpus(num_workers * num_gpus)
+    with ordered_streams():
+        results = _results(job, parts, num_workers, num_threads, num_gpus)
+        try:
+            for table in tables(results):
+                for row in table.to_pylist():
+                    yield row["part"], dict(json.loads(row["lines"]))
+        except RayActorError as error:
+            raise ClusterError(
+                f"a worker died {MAX_RESTARTS + 1} times, often a sign of too little memory; "
+                "what is finished is kept: repeat the command with fewer --workers"
+            ) from error
+
+
+def _results(
+    job: TranslationJob, parts: Sequence[Part], num_workers: int, num_threads: int, num_gpus: int
+) -> "ray.data.Dataset":
+    items = ray.data.from_items(
+        [{"part": part.to_text()} for part in parts], override_num_blocks=len(parts)
+    )
+    with warnings.catch_warnings():
+        # Ray means to take these two settings away, and has no others for what they bound.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return items.map_batches(
+            _Worker,
+            fn_constructor_args=(job, num_threads),
+            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(parts))),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=num_threads,
+            num_gpus=num_gpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
+
+
+class _Worker:
+    """A worker's process: it loads the model once."""
+
+    def __init__(self, job: TranslationJob, num_threads: int) -> None:
+        self._translator = PartTranslator(job, num_threads)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Translate the parts of a table."""
+        parts = [Part.from_text(text) for text in batch["part"].to_pylist()]
+        lines = [self._translator.translate(part) for part in parts]
+        return pa.table(
+            {
+                "part": [part.number for part in parts],
+                "lines": [json.dumps(list(found.items())) for found in lines],
+            }
+        )
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def _check_gpus(needed: int) -> None:
+    has = _resources().get("GPU", 0)
+    if needed > has:
+        raise ClusterError(
+            f"{needed} workers on GPUs need as many GPUs and the Ray cluster has {has:g}; use "
+            "fewer --workers, or --device cpu"
+        )
