@@ -4,6 +4,7 @@ Ranks are taken to run on this machine; where `cluster.address` names a cluster 
 what does not fit here is then no failure.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -30,7 +31,8 @@ def examine_fit(config: Config) -> list[Finding]:
     config = for_training(config)
     sizes = config.corpus.source_vocabulary.size, config.corpus.target_vocabulary.size
     plan = plan_of(config, config.model_config_for(*sizes))
-    is_here = config.cluster.address in (None, "local")
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    is_here = address in (None, "", "local")
     return [
         _layout(config, plan),
         *_cores(config, plan),

@@ -79,8 +79,20 @@ def _group_memory(cgroup: Path) -> tuple[int | None, int]:
     ):
         try:
             limit = (cgroup / limit_name).read_text().strip()
-            used = (cgroup / used_name).read_text().strip()
-            return (None if limit == "max" else int(limit)), int(used)
+            used = int((cgroup / used_name).read_text()) - _cached_files(cgroup / used_name)
+            return (None if limit == "max" else int(limit)), used
         except (OSError, ValueError):
             continue
     return None, 0
+
+
+def _cached_files(used: Path) -> int:
+    """Return how many of the used bytes the system takes back when they are needed."""
+    statistics_file = used.with_name("memory.stat")
+    lines = statistics_file.read_text().splitlines() if statistics_file.exists() else []
+    for line in lines:
+        name, _, value = line.partition(" ")
+        # Version 1 of control groups gives the sum over a group's children another name.
+        if name == ("inactive_file" if used.name == "memory.current" else "total_inactive_file"):
+            return int(value)
+    return 0

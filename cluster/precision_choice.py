@@ -6,6 +6,7 @@ from cluster.checkpoint_store import AUTO as NEWEST
 from cluster.config import Config
 from model.checkpoint import Checkpoint, latest
 from model.processor import AUTO, PrecisionName, automatic_precision
+from pipeline.costs.file import load_costs
 
 
 def precision_of(config: Config) -> PrecisionName:
@@ -30,14 +31,19 @@ def with_precision(config: Config, precision: str | None = None) -> Config:
 
 
 def for_training(config: Config) -> Config:
-    """Return the configuration with `auto` replaced; a resumed run keeps that of its checkpoint.
+    """Return the configuration with `auto` replaced.
 
-    Raises CheckpointError when there is no checkpoint where one was named.
+    A resumed run keeps the precision of its checkpoint, and one that is planned from measured costs
+    has theirs. Raises CheckpointError when there is no checkpoint where one was named, or
+    CostsError.
     """
+    if config.training.precision != AUTO:
+        return config
     resumed = _resumed(config)
-    if config.training.precision != AUTO or resumed is None:
-        return with_precision(config)
-    return with_precision(config, Checkpoint.open(resumed, verify=False).info.precision)
+    if resumed is not None:
+        return with_precision(config, Checkpoint.open(resumed, verify=False).info.precision)
+    costs = config.pipeline.costs
+    return with_precision(config, None if costs is None else load_costs(costs).precision)
 
 
 def _resumed(config: Config) -> Path | None:

@@ -119,7 +119,8 @@ def _start_here(cluster: ClusterConfig, num_ranks: int, warn: Callable[[str], No
     if num_ranks * each > cores:
         warn(
             f"{num_ranks} ranks of {each} thread(s) share the {cores} cores of "
-            "this machine, so a step takes longer than on as many devices; results are the same"
+            "this machine, so a step takes longer than on as many devices; results are the same "
+            "up to rounding"
         )
     try:
         ray.init(

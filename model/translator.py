@@ -47,13 +47,18 @@ class Translation:
     score: float
 
 
-def load_model(checkpoint: Checkpoint, device: str = "cpu") -> Seq2Seq:
-    """Build a checkpoint's model on a device; UserError when the device is not there."""
+def load_model(
+    checkpoint: Checkpoint, device: str = "cpu", precision: str | None = None
+) -> Seq2Seq:
+    """Build a checkpoint's model on a device; UserError when the device is not there.
+
+    Without `precision` it is that of the training, or float32 where that is faster here.
+    """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device {device} is not there: torch finds no CUDA device; use cpu")
     info = checkpoint.info
-    precision = Precision(translation_precision(info.precision, device))
-    model = Seq2Seq(info.model, precision, device, info.seed)
+    chosen = Precision(precision or translation_precision(info.precision, device))
+    model = Seq2Seq(info.model, chosen, device, info.seed)
     for parameter in model.parameters().values():
         # One at a time, so that no second copy of the model is ever held.
         parameter.load(checkpoint.read_rows(parameter.rows))
@@ -82,11 +87,13 @@ class Translator:
         self.reverse_source = reverse_source
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: str = "cpu") -> "Translator":
+    def from_checkpoint(
+        cls, path: Path, device: str = "cpu", precision: str | None = None
+    ) -> "Translator":
         """Load a checkpoint, or the newest of a folder; CheckpointError if it is damaged."""
         checkpoint = Checkpoint.open(path)
         return cls(
-            load_model(checkpoint, device),
+            load_model(checkpoint, device, precision),
             checkpoint.vocabulary("source"),
             checkpoint.vocabulary("target"),
             checkpoint.info.reverse_source,

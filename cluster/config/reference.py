@@ -89,7 +89,7 @@ def _words(annotation: Any, bounds: str) -> str:  # noqa: ANN401 - an annotation
         return _words(arguments[0], bounds or _bounds(arguments[1:]))
     if origin in (Union, types.UnionType):
         words = [_words(option, bounds) for option in arguments if option is not types.NoneType]
-        return " or ".join([*words, "`null`"])
+        return " or ".join([*words, *(["`null`"] if types.NoneType in arguments else [])])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:

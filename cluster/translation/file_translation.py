@@ -17,6 +17,7 @@ from cluster.translation.parts import PART_LINES, WINDOW_LINES, InputParts, Part
 from model.checkpoint import Checkpoint
 from model.checkpoint_manifest import MANIFEST_NAME
 from model.durable_files import file_sha256
+from model.processor import translation_precision
 
 Translated = Iterator[tuple[int, dict[int, str]]]
 Progress = Callable[[int, int], None]
@@ -50,7 +51,9 @@ def translate_file(
     """
     parts = InputParts.of(input_file)
     opened = Checkpoint.open(checkpoint)
-    job = TranslationJob(opened.path.absolute(), input_file.absolute(), settings, device)
+    # Decided here for all workers and for a later run, whatever their processors.
+    precision = translation_precision(opened.info.precision, device)
+    job = TranslationJob(opened.path.absolute(), input_file.absolute(), settings, device, precision)
     with FinishedParts.open(output_file, parts, _identity(job), restart=restart) as finished:
         missing = finished.missing()
         num_resumed = parts.num_lines - sum(part.num_lines for part in missing)
@@ -78,6 +81,7 @@ def _identity(job: TranslationJob) -> dict[str, object]:
     """Return what decides the output, beside the input. Workers and threads are left free."""
     return {
         "checkpoint": file_sha256(job.checkpoint / MANIFEST_NAME),
+        "precision": job.precision,
         **job.settings.as_dict(),
         "part_lines": PART_LINES,
         "window_lines": WINDOW_LINES,

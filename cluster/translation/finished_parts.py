@@ -20,7 +20,7 @@ from model.errors import UserError
 from pipeline.json_file import read_json, write_json
 
 _KIND, _VERSION = "translation", 1
-_MANIFEST = "manifest.json"
+_MANIFEST, _STAGED_OUTPUT = "manifest.json", "output.tmp"
 
 
 class ResumeError(UserError):
@@ -51,10 +51,9 @@ class FinishedParts:
         except OSError as error:
             raise _not_writable(output, error) from None
         with _alone(folder):
-            if restart:
-                for path in folder.iterdir():
-                    path.unlink()
             manifest = folder / _MANIFEST
+            if restart or not manifest.exists():
+                _empty(folder, output)
             if manifest.exists():
                 _check_same(folder, read_json(manifest, _KIND, _VERSION, ResumeError), identity)
             else:
@@ -78,7 +77,7 @@ class FinishedParts:
 
     def assemble(self) -> None:
         """Write the output file in the order of the input, and delete the folder."""
-        staging = self._folder / "output.tmp"
+        staging = self._folder / _STAGED_OUTPUT
         try:
             with staging.open("w", encoding="utf-8", newline="\n") as file:
                 for window in self._parts.windows():
@@ -102,6 +101,18 @@ class FinishedParts:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number:06d}.json"
+
+
+def _empty(folder: Path, output: Path) -> None:
+    """Delete what was finished, and then the manifest: while there are parts it says whose."""
+    try:
+        for path in (*folder.glob("part-*"), folder / _STAGED_OUTPUT):
+            path.unlink(missing_ok=True)
+        sync_folder(folder)
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        sync_folder(folder)
+    except OSError as error:
+        raise _not_writable(output, error) from None
 
 
 @contextmanager

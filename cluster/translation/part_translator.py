@@ -37,6 +37,7 @@ class TranslationJob:
     input_file: Path
     settings: SearchSettings
     device: str
+    precision: str
 
 
 class PartTranslator:
@@ -45,7 +46,7 @@ class PartTranslator:
     def __init__(self, job: TranslationJob, num_threads: int | None = None) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self._translator = Translator.from_checkpoint(job.checkpoint, job.device)
+        self._translator = Translator.from_checkpoint(job.checkpoint, job.device, job.precision)
         self._job = job
 
     def translate(

@@ -5,7 +5,6 @@ and its translations come back as text; files are written by the one process tha
 """
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +13,7 @@ import ray
 import ray.data
 from ray.exceptions import RayActorError
 
+from cluster.cores import num_usable_cores
 from cluster.ingest.data_streams import ordered_streams, tables
 from cluster.resources import ClusterError
 from cluster.translation.part_translator import PartTranslator, TranslationJob
@@ -24,12 +24,28 @@ MAX_RESTARTS = 3
 
 
 def threads_per_worker(num_workers: int) -> int:
-    """Return the cores of the cluster for each worker, at least one."""
+    """Return the most cores that every worker can have on the nodes of the cluster, at least one.
+
+    A worker is on one node.
+    """
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    is_one_node = sum(node["Alive"] for node in nodes) == 1
-    # Of its one node, Ray may have been told more than there is, so that all tasks can start.
-    num_cores = os.cpu_count() or 1 if is_one_node else int(_resources().get("CPU", 1))
-    return max(1, num_cores // num_workers)
+    cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+    if len(cores) == 1:
+        # Of its one node, Ray may have been told more than there is, so that all tasks can start.
+        cores = [num_usable_cores()]
+    return most_threads(cores, num_workers)
+
+
+def most_threads(cores: Sequence[int], num_workers: int) -> int:
+    """Return how many cores each of some workers can have on nodes with so many, at least one."""
+    return next(
+        (
+            threads
+            for threads in range(max(cores, default=1), 1, -1)
+            if sum(of_node // threads for of_node in cores) >= num_workers
+        ),
+        1,
+    )
 
 
 def translated_parts(
@@ -79,13 +95,19 @@ def _results(
 
 
 class _Worker:
-    """A worker's process: it loads the model once."""
+    """A worker's process: it loads the model once, with the first part.
+
+    An error of the first part reaches the user as it is; one of a worker's start would not.
+    """
 
     def __init__(self, job: TranslationJob, num_threads: int) -> None:
-        self._translator = PartTranslator(job, num_threads)
+        self._job, self._num_threads = job, num_threads
+        self._translator: PartTranslator | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Translate the parts of a table."""
+        if self._translator is None:
+            self._translator = PartTranslator(self._job, self._num_threads)
         parts = [Part.from_text(text) for text in batch["part"].to_pylist()]
         lines = [self._translator.translate(part) for part in parts]
         return pa.table(

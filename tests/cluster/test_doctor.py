@@ -99,6 +99,8 @@ def test_a_limit_of_the_control_group_is_the_memory(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("500000\n")
     (tmp_path / "memory.current").write_text("100000\n")
     assert host_memory(meminfo, tmp_path) == HostMemory(500_000, 400_000)
+    (tmp_path / "memory.stat").write_text("anon 60000\ninactive_file 40000\n")
+    assert host_memory(meminfo, tmp_path) == HostMemory(500_000, 440_000)
     (tmp_path / "memory.max").write_text("max\n")
     assert host_memory(meminfo, tmp_path) == HostMemory(1_024_000, 819_200)
 

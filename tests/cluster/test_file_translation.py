@@ -14,12 +14,14 @@ import pytest
 
 from cluster.interruption import Interrupted
 from cluster.resources import ClusterError
+from cluster.translation import file_translation
 from cluster.translation import parts as parts_module
 from cluster.translation.file_translation import FileTranslation, translate_file
 from cluster.translation.finished_parts import FinishedParts, ResumeError
 from cluster.translation.lines import InputError
 from cluster.translation.part_translator import SearchSettings
 from cluster.translation.parts import PART_LINES, InputParts
+from cluster.translation.workers import most_threads
 from tests.cluster.noise import noise_checkpoint
 
 SETTINGS = SearchSettings(beam_size=2, n_best=None, length_penalty=0.0, max_length=4)
@@ -127,6 +129,51 @@ def test_what_belongs_to_another_translation_is_refused_until_restart(
         run(checkpoint, source, target, progress=interrupt_at(PART_LINES))
     source.write_text(source.read_text() + "!")
     with pytest.raises(ResumeError, match="input_sha256"):
+        run(checkpoint, source, target)
+
+
+def test_parts_without_a_manifest_are_nobodys_and_other_files_stay(
+    source: Path, tmp_path: Path
+) -> None:
+    """A restart that was killed on the way leaves no part that a later run would take for its."""
+    parts, output = InputParts.of(source), tmp_path / "out.txt"
+    with FinishedParts.open(output, parts, {"beam_size": 12}, restart=False) as finished:
+        finished.add(0, {0: "of another search"})
+    folder = tmp_path / "out.txt.parts"
+    (folder / "notes.txt").write_text("somebody's")
+    (folder / "manifest.json").unlink()
+    with FinishedParts.open(output, parts, {"beam_size": 1}, restart=False) as finished:
+        assert len(finished.missing()) == len(parts.parts)
+    assert (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_workers", "expected"),
+    [
+        ([2], 2, 1),
+        ([8, 8, 8, 8], 2, 8),
+        ([8, 8, 8, 8], 5, 4),
+        ([16, 2], 3, 5),
+        ([1], 4, 1),
+        ([], 1, 1),
+    ],
+)
+def test_a_worker_gets_no_more_threads_than_its_node_has_room_for(
+    cores: list[int], num_workers: int, expected: int
+) -> None:
+    assert most_threads(cores, num_workers) == expected
+
+
+def test_a_run_of_another_precision_is_not_gone_on_with(
+    checkpoint: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.txt"
+    with pytest.raises(Interrupted):
+        run(checkpoint, source, target, progress=interrupt_at(PART_LINES))
+    monkeypatch.setattr(
+        file_translation, "translation_precision", lambda trained, device: "bfloat16"
+    )
+    with pytest.raises(ResumeError, match=r"precision float\d\d -> bfloat16"):
         run(checkpoint, source, target)
 
 
