@@ -16,6 +16,7 @@ from model.precision import Precision
 
 _CACHED_BYTES = 1 << 22
 """The part of a product in a lower format that is added to a gradient at a time."""
+_GPU_BYTES = 1 << 28
 _BLOCK_NUMBERS = 1 << 18
 """The part of a parameter that is updated, or squared and added up, at a time."""
 
@@ -85,17 +86,12 @@ class Parameter:
         """Add a product in the compute format, some rows at a time, while these are in a cache."""
         if self._gradient is None:
             self._gradient = torch.zeros_like(self.value)
-        size = max(1, _CACHED_BYTES // (right.shape[1] * right.dtype.itemsize))
+        at_once = _GPU_BYTES if left.is_cuda else _CACHED_BYTES
+        size = max(1, at_once // (right.shape[1] * right.dtype.itemsize))
         sums = self._gradient.view(left.shape[1], -1)
         for start in range(0, len(sums), size):
             rows = slice(start, start + size)
             sums[rows] += left[:, rows].t() @ right
-
-    def add_rows(self, ids: Tensor, gradients: Tensor) -> None:
-        """Add `gradients` (N, ...) to the gradient's rows `ids` (N,), which may repeat."""
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(self.value)
-        self._gradient.index_add_(0, ids, gradients.to(self.value.dtype))
 
     def gradient(self) -> Tensor:
         """Return the gradient summed so far, dense, of the value's shape."""
@@ -210,7 +206,9 @@ def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
 
 def _sum_of_squares(tensor: Tensor) -> float:
     """Add up in float64, a block at a time, so that no second tensor of this size is made."""
-    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    if tensor.is_cuda:
+        return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    total = torch.zeros((), dtype=torch.float64)
     for block in _blocks(tensor):
         numbers = block.to(torch.float64).flatten()
         total += torch.dot(numbers, numbers)

@@ -5,7 +5,7 @@ exponentials relative to that, and the logit of the word to predict (0 where ano
 it). The loss block merges them into the logarithm of the whole normaliser, with which every shard
 computes its own gradient. No logit ever leaves its shard. What a shard keeps are the exponentials:
 dividing them by the normaliser goes into the smaller factor of each product that follows, so they
-are written once and never touched again.
+are written once, and only the entry of the word to predict changes.
 
 Where one shard holds all words it knows the normaliser at once, and keeps no exponentials at all.
 
@@ -31,6 +31,10 @@ _GROUP_BYTES = 1 << 25
 """Logits that products work on at a time: many rows for a product, little beside the weights."""
 _CACHED_ENTRIES = 1 << 19
 """Logits that are exponentiated at a time: in the state format they stay in a core's caches."""
+_GPU_ENTRIES = 1 << 26
+"""The same on a GPU, where operations are to be few."""
+_LARGEST_GAP = 60.0
+"""Of a row's normaliser above its largest logit here, as a logarithm: its exponential is 1e26."""
 
 
 @dataclass
@@ -38,8 +42,8 @@ class SoftmaxSaved:
     """What a chunk of a shard keeps between its operations.
 
     `exponentials` (N, V) are relative to `maximum` (N,); `local_targets` (N,) are places in the
-    shard, of any word where `held` (N,) is 0 and not 1. After I, `scale` (N, 1) turns the
-    exponentials into probabilities.
+    shard, of any word where `held` (N,) is 0 and not 1. After I, `scale` (N, 1) makes gradients of
+    logits of the exponentials.
     """
 
     inputs: Tensor
@@ -89,7 +93,8 @@ class _OutputWords:
         `local_targets` (n,) are places among these words.
         """
         torch.addmm(self.bias.compute, inputs, self.weight.compute.t(), out=out)
-        for rows in _cut(len(out), _CACHED_ENTRIES // out.shape[1]):
+        entries = _GPU_ENTRIES if out.is_cuda else _CACHED_ENTRIES
+        for rows in _cut(len(out), entries // out.shape[1]):
             part = out[rows]
             logits = part.to(self.precision.state)  # the same memory where formats agree
             maximum, sums, target = statistics[:, rows]
@@ -99,23 +104,29 @@ class _OutputWords:
             if logits.dtype != part.dtype:
                 part.copy_(logits)
 
-    def add_gradient(
-        self,
-        exponentials: Tensor,
-        scale: Tensor,
-        inputs: Tensor,
-        local_targets: Tensor,
-        held: Tensor,
-    ) -> None:
-        """Add probabilities (n, V) times inputs (n, H), less the words that stood there where held.
+    def take_targets(
+        self, exponentials: Tensor, gap: Tensor, local_targets: Tensor, held: Tensor
+    ) -> Tensor:
+        """Take one from the probability of each row's word to predict, where it is held.
 
-        The probabilities are `exponentials` times `scale` (n, 1).
+        `gap` (n,) is how far the logarithm of the normaliser lies above a row's largest logit here.
+        Beyond 60 it counts as 60, to stay within range: all these words then have next to no
+        probability. Changes the exponentials (n, V), and returns the factor (n, 1) that makes
+        gradients of logits of them.
         """
-        scaled = (inputs * scale).to(inputs.dtype)
-        self.weight.add_product(exponentials, scaled)
+        gap = gap.clamp(max=_LARGEST_GAP)
+        ones = (gap.exp() * held).to(exponentials.dtype)
+        exponentials.scatter_add_(1, local_targets[:, None], -ones[:, None])
+        return gap.neg().exp()[:, None]
+
+    def input_gradient(self, exponentials: Tensor, scale: Tensor) -> Tensor:
+        """Return the gradient (n, H) of the inputs in the state format."""
+        return (exponentials @ self.weight.compute) * scale
+
+    def add_gradient(self, exponentials: Tensor, scale: Tensor, inputs: Tensor) -> None:
+        """Add the gradients of logits, `exponentials` (n, V) times `scale` (n, 1)."""
+        self.weight.add_product(exponentials, (inputs * scale).to(inputs.dtype))
         self.bias.add_product(exponentials, scale.to(inputs.dtype))
-        self.weight.add_rows(local_targets, inputs * -held[:, None])
-        self.bias.add_rows(local_targets, -held)
 
 
 class SoftmaxShard(Block[SoftmaxSaved | None]):
@@ -158,19 +169,17 @@ class SoftmaxShard(Block[SoftmaxSaved | None]):
     def input_gradient(self, saved: SoftmaxSaved | None, gradients: Tensors) -> Tensors:
         """I: probabilities minus the word that stood there, through the weights."""
         assert saved is not None, "F was run without training"
-        saved.scale = (saved.maximum - gradients["log_normalizer"]).exp()[:, None]
-        weight = self.weight.compute
-        gradient = (saved.exponentials @ weight) * saved.scale
-        words = F.embedding(saved.local_targets, weight)
-        gradient.addcmul_(words.to(gradient.dtype), saved.held[:, None], value=-1.0)
-        return {"input": gradient.to(weight.dtype)}
+        gap = gradients["log_normalizer"] - saved.maximum
+        saved.scale = self._words.take_targets(
+            saved.exponentials, gap, saved.local_targets, saved.held
+        )
+        gradient = self._words.input_gradient(saved.exponentials, saved.scale)
+        return {"input": gradient.to(saved.inputs.dtype)}
 
     def weight_gradient(self, saved: SoftmaxSaved | None) -> None:
         """W: one product over all words of the chunk."""
         assert saved is not None and saved.scale is not None, "W before I"
-        self._words.add_gradient(
-            saved.exponentials, saved.scale, saved.inputs, saved.local_targets, saved.held
-        )
+        self._words.add_gradient(saved.exponentials, saved.scale, saved.inputs)
 
 
 class WholeSoftmax(Block[Tensor | None]):
@@ -204,19 +213,11 @@ class WholeSoftmax(Block[Tensor | None]):
             into, targets = room[: rows.stop - rows.start], chunk.targets[rows]
             self._words.exponentials(outputs[rows], targets, into, statistics[:, rows])
             if gradient is not None:
-                sums = statistics[1, rows]
-                gradient[rows] = self._gradients(into, sums, outputs[rows], targets)
+                gap = statistics[1, rows].log()
+                scale = self._words.take_targets(into, gap, targets, torch.ones_like(gap))
+                gradient[rows] = self._words.input_gradient(into, scale)
+                self._words.add_gradient(into, scale, outputs[rows])
         return {"statistics": statistics}, gradient
-
-    def _gradients(
-        self, exponentials: Tensor, sums: Tensor, inputs: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Add a group's gradient of the weights, and return that of its inputs (n, H)."""
-        weight, scale = self.weight.compute, sums.reciprocal()[:, None]
-        gradient = (exponentials @ weight) * scale
-        gradient -= F.embedding(targets, weight)
-        self._words.add_gradient(exponentials, scale, inputs, targets, torch.ones_like(sums))
-        return gradient
 
     def input_gradient(self, saved: Tensor | None, gradients: Tensors) -> Tensors:
         """I: what F kept."""

@@ -114,6 +114,7 @@ class _RankMemory:
         alone: bool,
     ) -> None:
         self._alone = alone
+        self._all_words = (0, config.target_vocabulary_size)
         self._graph, self._sizes, self._config, self._precision = graph, sizes, config, precision
         self._operations, self._takes = graph.numbered.operations, graph.numbered.takes
         self._away = away
@@ -199,7 +200,7 @@ class _RankMemory:
         state, compute = self._precision.state.itemsize, self._precision.compute.itemsize
         cells = self._config.hidden_size
         match spec.kind, operation.kind:
-            case "softmax", "F" if self._alone:
+            case "softmax", "F" if self._alone and spec.words == self._all_words:
                 return num_tokens * cells * compute
             case "softmax", "F":
                 num_words = spec.words[1] - spec.words[0]

@@ -77,6 +77,23 @@ def test_loss_and_gradients_are_those_of_cross_entropy(bounds: list[tuple[int, i
         torch.testing.assert_close(actual, leaf.grad, rtol=0, atol=1e-12)
 
 
+def test_a_shard_without_any_probability_still_learns_its_word() -> None:
+    """A word whose shard lies far below another's: its gradient is minus one, all others' zero."""
+    config = ModelConfig(2, 4, hidden_size=3)
+    for precision, tolerance in ((FLOAT64, 1e-12), (Precision("bfloat16"), 1e-2)):
+        block = output_layer(config, (2, 4), precision, alone=False)
+        inputs = torch.ones(1, 3).to(precision.compute)
+        out, saved = block.forward(chunk_of(torch.tensor([3])), {"input": inputs})
+        merged = {"log_normalizer": out["statistics"][0] + 1000.0}
+        gradient = block.input_gradient(saved, merged)["input"]
+        block.weight_gradient(saved)
+        close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+        torch.testing.assert_close(gradient, -block.weight.value[1:], **close)
+        expected = torch.tensor([[0.0] * 3, [-1.0] * 3])
+        torch.testing.assert_close(block.weight.gradient(), expected, **close)
+        torch.testing.assert_close(block.bias.gradient(), expected[:, 0], **close)
+
+
 def test_without_training_nothing_is_kept_and_no_gradient_made() -> None:
     config = ModelConfig(2, 13, hidden_size=5)
     for alone in (True, False):
