@@ -1,4 +1,4 @@
-"""The whole network on one device: loss, exact gradients, and the steps that decoding takes.
+"""The whole network on one device: loss, exact gradients, and what the encoder hands on.
 
 Shapes: B sentences, S source positions, L layers, H cells, V target words.
 """
@@ -28,10 +28,6 @@ class DecoderState:
 
     hidden: Tensor
     cell: Tensor
-
-    def select(self, sentences: Tensor) -> "DecoderState":
-        """Return the states of the given sentences (int64 ids, which may repeat)."""
-        return DecoderState(self.hidden[:, sentences], self.cell[:, sentences])
 
 
 @dataclass
@@ -99,17 +95,6 @@ class Seq2Seq:
         batch = Batch(source, source_lengths, source[:, :0], torch.zeros_like(source_lengths))
         chunk = batch.source_chunk(0, batch.source_positions, self.device)
         return _state(self._read("source", self._encoder, chunk, None).carries)
-
-    def decode_step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Read a word a sentence (B,); return log-probabilities (B, V) of the next, new states."""
-        chunk = Chunk(tokens, None, (len(tokens),), len(tokens))
-        carries = [
-            {"hidden": hidden, "cell": cell}
-            for hidden, cell in zip(state.hidden, state.cell, strict=True)
-        ]
-        network = self._read("target", self._decoder, chunk, carries)
-        logits = self._softmax.logits(network.outputs)
-        return torch.log_softmax(logits, dim=1), _state(network.carries)
 
     @property
     def _loss(self) -> Loss:

