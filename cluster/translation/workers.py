@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.cores import num_usable_cores
 from cluster.ingest.data_streams import ordered_streams, tables
@@ -21,6 +21,8 @@ from cluster.translation.parts import Part
 
 MAX_RESTARTS = 3
 """How often one worker may die: one that dies again and again has too little memory, say."""
+START_TIMEOUT_S = 300
+"""For all workers to start; Ray by itself would wait for ever where there is no room for them."""
 
 
 def threads_per_worker(num_workers: int) -> int:
@@ -54,17 +56,23 @@ def translated_parts(
     """Yield the number of each part, in order, with what to write for each of its lines.
 
     Input and checkpoint must be readable under their paths on every node. Raises
-    ClusterError when there are fewer GPUs than workers or a worker dies again and again, and the
-    UserError that a worker raised.
+    ClusterError when there are fewer GPUs than workers, when the workers cannot all start in
+    `START_TIMEOUT_S`, or when one dies again and again, and the UserError that a worker raised.
     """
     num_gpus = int(job.device == "cuda")
     _check_gpus(num_workers * num_gpus)
     with ordered_streams():
+        ray.data.DataContext.get_current().wait_for_min_actors_s = START_TIMEOUT_S
         results = _results(job, parts, num_workers, num_threads, num_gpus)
         try:
             for table in tables(results):
                 for row in table.to_pylist():
                     yield row["part"], dict(json.loads(row["lines"]))
+        except GetTimeoutError:
+            raise ClusterError(
+                f"{num_workers} workers of {num_threads} thread(s) did not all start in "
+                f"{START_TIMEOUT_S} s; the cluster is busy or too small: use fewer --workers"
+            ) from None
         except RayActorError as error:
             raise ClusterError(
                 f"a worker died {MAX_RESTARTS + 1} times, often a sign of too little memory; "

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.interruption import Interrupted
 from cluster.resources import ClusterError
-from cluster.translation import file_translation
+from cluster.translation import file_translation, workers
 from cluster.translation import parts as parts_module
 from cluster.translation.file_translation import FileTranslation, translate_file
 from cluster.translation.finished_parts import FinishedParts, ResumeError
@@ -228,6 +228,16 @@ def test_workers_give_the_bytes_of_one_process_although_one_is_killed(
     assert len(killed) == 1
     assert done == FileTranslation(NUM_LINES, 0)
     assert two.read_bytes() == one.read_bytes()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_that_find_no_room_are_told_and_not_waited_for(
+    checkpoint: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "START_TIMEOUT_S", 3)
+    monkeypatch.setattr(workers, "threads_per_worker", lambda num_workers: 1000)
+    with pytest.raises(ClusterError, match="2 workers of 1000 .* did not all start in 3 s"):
+        run(checkpoint, source, tmp_path / "out.txt", num_workers=2)
 
 
 @pytest.mark.usefixtures("ray_cluster")
