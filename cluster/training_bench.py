@@ -230,10 +230,11 @@ class _Training:
 
     def cpu_s(self) -> float:
         """Return the processor time that its ranks took so far; 0 where the system is not Linux."""
-        return sum(_cpu_s(status.pid) for status in self.group.statuses)
+        return sum(processor_s(status.pid) for status in self.group.statuses)
 
 
-def _cpu_s(pid: int) -> float:
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process took; 0 where the system does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -8,8 +8,6 @@ from benchmarks.rivals.task import Task
 from benchmarks.rivals.turn import (
     ProcessTurn,
     Step,
-    cpu_s,
-    peak_resident_bytes,
     run_steps,
     seconds_between,
 )
@@ -49,6 +47,7 @@ def ranks_turn(
     from cluster.config.sections import ClusterConfig
     from cluster.controller import STEPS_IN_FLIGHT
     from cluster.resources import connect
+    from cluster.training_bench import processor_s
     from cluster.worker_group import WorkerGroup
 
     cluster = ClusterConfig(threads_per_rank=place.num_threads, timeout_s=_TIMEOUT_S)
@@ -70,10 +69,10 @@ def ranks_turn(
                 outcome = group.collect_step()
                 under_way -= 1
                 ends.append(time.perf_counter())
-                spent.append(sum(cpu_s(status.pid) for status in group.statuses))
+                spent.append(sum(processor_s(status.pid) for status in group.statuses))
                 loss = outcome.loss
                 steps.append(Step(loss.total, loss.num_tokens, outcome.gradient_norm))
-            peak_bytes = sum(peak_resident_bytes(status.pid) for status in group.statuses)
+            peak_bytes = sum(outcome.peak_memory_bytes)
         finally:
             group.shutdown()
     return ProcessTurn(tuple(steps), seconds_between(ends), spent[-1] - spent[0], peak_bytes)

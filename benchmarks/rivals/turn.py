@@ -1,15 +1,12 @@
 """One turn of a contestant: its steps on the clock, and what its processes report of them."""
 
 import itertools
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from model.batching import Batch
+from model.process_memory import peak_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def run_steps(step: Callable[[Batch], Step], batches: Sequence[Batch]) -> Proces
         ends.append(time.perf_counter())
         spent.append(time.process_time())
     seconds = seconds_between(ends)
-    return ProcessTurn(tuple(steps), seconds, spent[-1] - spent[0], peak_resident_bytes())
+    return ProcessTurn(tuple(steps), seconds, spent[-1] - spent[0], peak_memory_bytes())
 
 
 def seconds_between(ends: Sequence[float]) -> tuple[float, ...]:
@@ -81,28 +78,3 @@ def joined(parts: Sequence[ProcessTurn]) -> Turn:
         cpu_s=sum(part.cpu_s for part in parts),
         peak_bytes=sum(part.peak_bytes for part in parts),
     )
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has taken; 0 where the system is not Linux."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_resident_bytes(pid: int | None = None) -> int:
-    """Return the most of memory that a process, or this one, has had resident.
-
-    0 for another process where the system is not Linux.
-    """
-    try:
-        status = Path(f"/proc/{pid or os.getpid()}/status").read_text(encoding="ascii")
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        if pid is not None:
-            return 0
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
