@@ -5,15 +5,13 @@ or MLflow start; hands over to the controller; and closes MLflow's run as it tru
 """
 
 import logging
-import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from cluster.checkpoint_store import CheckpointStore
-from cluster.commands.progress import ProgressDisplay
 from cluster.config import Config
 from cluster.controller import Controller, LoopSettings, steps_of
 from cluster.corpus.prepared import PreparedCorpus
@@ -24,15 +22,8 @@ from cluster.interruption import Interrupted, Interruption, watch_signals
 from cluster.layout import layout_words, plan_of
 from cluster.memory_table import measured_memory, memory_by_model, memory_lines
 from cluster.precision_choice import for_training
-from cluster.rank_machine import (
-    RankMachine,
-    change_since,
-    machine_line,
-    machine_warnings,
-    to_file,
-)
 from cluster.resources import connect
-from cluster.run_state import RunState
+from cluster.run_record import RunRecord, TrainingReport
 from cluster.timeline import PAGE, TimelineRecorder, write_files
 from cluster.tracking.run_facts import describe, run_facts
 from cluster.tracking.tracker import Tracker
@@ -40,18 +31,12 @@ from model.optimizer import LearningRateSchedule
 from model.processor import AUTO
 from pipeline.plan import Plan
 
-if TYPE_CHECKING:
-    from cluster.worker_group import WorkerGroup
-
 logger = logging.getLogger(__name__)
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-TrainingReport = ProgressDisplay
-"""What hears how far a training is: called with phase, done and total, and with messages."""
 
 SCORED_SENTENCES = 200
 """Held-out sentences that are translated at the end; `baton evaluate` takes all."""
-_MESSAGE_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -198,7 +183,7 @@ class _Run:
             workers,
             self._batches,
             self._store,
-            _Record(tracker, self._report, workers, self._hear_machines),
+            RunRecord(tracker, self._report, workers, self._store, config),
             interruption.check,
             checkpoint=self._store.resumed.path if self._store.resumed else None,
         )
@@ -210,19 +195,6 @@ class _Run:
             num_sentences = self._config.training.batch_size
             told = memory_by_model(self._plan, num_sentences, num_positions)
         return memory_lines(measured_memory(metrics), told, num_positions)
-
-    def _hear_machines(self, machines: Sequence[RankMachine]) -> None:
-        """Tell what the ranks compute with, what is amiss there, and keep it with checkpoints."""
-        tell, config = self._report.message, self._config
-        tell(f"{config.training.precision} on {machine_line(machines)}")
-        pin_cores = config.cluster.pin_cores
-        for line in machine_warnings(machines, config.training.precision, pin_cores=pin_cores):
-            tell(f"warning: {line}")
-        stored = self._store.resumed_machine
-        change = None if stored is None else change_since(stored, machines)
-        if change is not None:
-            tell(f"warning: {change}")
-        self._store.keep_machine(to_file(machines))
 
     def _train(self, controller: Controller, tracker: Tracker) -> None:
         try:
@@ -278,58 +250,6 @@ class _Run:
         table = {column: [sample[column] for sample in result.samples] for column in columns}
         tracker.log_table("translations.json", table)
         tracker.log_text("scores.txt", _signature_text(result.signatures))
-
-
-class _Record:
-    """Sends what the controller says to MLflow and to the command line."""
-
-    def __init__(
-        self,
-        tracker: Tracker,
-        report: TrainingReport,
-        workers: "WorkerGroup",
-        hear_machines: Callable[[Sequence[RankMachine]], None],
-    ) -> None:
-        self._tracker = tracker
-        self._report = report
-        self._workers = workers
-        self._hear_machines = hear_machines
-        self._message_s = time.monotonic()
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics; show losses of validation, and others every ten seconds."""
-        self._tracker.log(metrics, step)
-        now_s = time.monotonic()
-        if "valid/loss" in metrics:
-            self._report.message(
-                f"step {step:,}: held-out perplexity {metrics['valid/perplexity']:,.2f}"
-            )
-        elif now_s - self._message_s > _MESSAGE_INTERVAL_S:
-            self._message_s = now_s
-            self._report.message(
-                f"step {step:,}, epoch {metrics['train/epoch']:.2f}: "
-                f"perplexity {metrics['train/perplexity']:,.2f}, "
-                f"{metrics['throughput/words_per_second']:,.0f} words/s"
-            )
-
-    def progress(self, step: int, total_steps: int) -> None:
-        """Show how far the run is."""
-        self._report("training", step, total_steps)
-
-    def state(self, state: RunState, step: int) -> None:
-        """Show what takes long and moves no bar; record where the ranks came to be."""
-        if state is RunState.STARTING:
-            self._report.message("starting the ranks")
-        elif state is RunState.LOADING:
-            machines = self._workers.machines
-            self._tracker.set_tag("baton.num_nodes", str(self._workers.num_nodes))
-            self._tracker.set_tag("baton.machine", machine_line(machines))
-            self._hear_machines(machines)
-
-    def saved(self, path: Path, step: int) -> None:
-        """Record where the newest checkpoint is."""
-        self._tracker.set_tag("baton.checkpoint", str(path))
-        self._tracker.log_text("checkpoint.txt", f"{path}\nstep {step}\n")
 
 
 def _plan(config: Config, corpus: PreparedCorpus) -> Plan:

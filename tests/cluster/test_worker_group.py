@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import cluster.worker_group as worker_group
+import cluster.worker_calls as worker_calls
 from cluster.config.sections import ClusterConfig
 from cluster.cores import automatic_threads
 from cluster.failure_policy import FailureKind, WorkerFailure
@@ -123,8 +123,8 @@ def test_an_error_inside_a_rank_comes_back_typed_and_later_calls_fail(
 def test_a_rank_that_hangs_is_found_by_its_silence(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_group, "PROBE_S", 2.0)
-    monkeypatch.setattr(worker_group, "SETTLE_S", 1.0)
+    monkeypatch.setattr(worker_calls, "PROBE_S", 2.0)
+    monkeypatch.setattr(worker_calls, "SETTLE_S", 1.0)
     group = start(ClusterConfig(cpus_per_rank=0.1, timeout_s=6.0))
     pids = [status.pid for status in group.statuses]
     os.kill(pids[2], signal.SIGSTOP)
