@@ -12,7 +12,6 @@ Shapes: N words of a chunk, B sentences, n sentences active at a position, D lay
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from model.batching import Chunk
 from model.block import Block, Tensors
+from model.packed_states import States, Step, steps_of
 from model.parameter import Parameter
 from model.precision import Precision
 
@@ -63,45 +63,6 @@ class Projection(Block[ProjectionSaved]):
 
 
 @dataclass
-class _States:
-    """The states of one kind: `carry` (B, H) that came in, and `rows` (N, H) after each word.
-
-    They lie apart, so that the rows begin where memory is aligned, as copies of them on other ranks
-    do: the last bits of a product can depend on that.
-    """
-
-    carry: Tensor
-    rows: Tensor
-
-    def before(self, step: "_Step") -> Tensor:
-        """Return the states (n, H) before a position."""
-        count = step.rows.stop - step.rows.start
-        if step.previous is None:
-            return self.carry[:count]
-        return self.rows[step.previous : step.previous + count]
-
-    def ends(self, active: tuple[int, ...]) -> Tensor:
-        """Return each sentence's last state (B, H)."""
-        num_sentences, num_words = len(self.carry), len(self.rows)
-        if not num_words:
-            return self.carry
-        if active[-1] == num_sentences:
-            return self.rows[num_words - num_sentences :]
-        # Of the sentences that run at the first position; the others keep their carry.
-        starts, runs = torch.tensor([*accumulate(active, initial=0)]), torch.arange(active[0])
-        last = (torch.tensor(active)[:, None] > runs).sum(0) - 1
-        found = self.rows[(starts[last] + runs).to(self.rows.device)]
-        return torch.cat([found, self.carry[active[0] :]])
-
-
-class _Step(NamedTuple):
-    """Where a position's rows lie, and where those of the one before begin, if there is one."""
-
-    rows: slice
-    previous: int | None
-
-
-@dataclass
 class RecurrenceSaved:
     """What a chunk of the recurrence keeps.
 
@@ -112,19 +73,13 @@ class RecurrenceSaved:
 
     chunk: Chunk
     gates: Tensor | None
-    cells: _States
-    hidden: _States
+    cells: States
+    hidden: States
     gradient: Tensor | None = None
 
-    def steps(self) -> list[_Step]:
+    def steps(self) -> list[Step]:
         """Return the positions at which a sentence runs, in order."""
-        starts = list(accumulate(self.chunk.active, initial=0))
-        previous = [None, *starts]
-        return [
-            _Step(slice(start, stop), before)
-            for before, start, stop in zip(previous, starts, starts[1:], strict=False)
-            if stop > start
-        ]
+        return steps_of(self.chunk)
 
 
 class _Slopes(NamedTuple):
@@ -184,12 +139,12 @@ class Recurrence(Block[RecurrenceSaved]):
             self._states(chunk, inputs, "hidden", compute),
         )
 
-    def _states(self, chunk: Chunk, inputs: Tensors, port: str, dtype: torch.dtype) -> _States:
+    def _states(self, chunk: Chunk, inputs: Tensors, port: str, dtype: torch.dtype) -> States:
         rows = inputs["gates"].new_empty((len(inputs["gates"]), self.num_cells), dtype=dtype)
         if port not in inputs:
-            return _States(rows.new_zeros((chunk.num_sentences, self.num_cells)), rows)
+            return States(rows.new_zeros((chunk.num_sentences, self.num_cells)), rows)
         carry = inputs[port]
-        return _States(carry.clone() if chunk.order is None else carry[chunk.order], rows)
+        return States(carry.clone() if chunk.order is None else carry[chunk.order], rows)
 
     def input_gradient(self, saved: RecurrenceSaved, gradients: Tensors) -> Tensors:
         """I: walk the chunk backwards."""
@@ -225,7 +180,7 @@ class Recurrence(Block[RecurrenceSaved]):
         state = self.precision.state
         return gradients["hidden"].to(state, copy=True), gradients["cell"].to(state, copy=True)
 
-    def _cached(self, steps: list[_Step]) -> Iterator[list[_Step]]:
+    def _cached(self, steps: list[Step]) -> Iterator[list[Step]]:
         """Yield the positions, last first, as many at a time as fit the cache, and at least one.
 
         A GPU takes them all at a time: there the number of operations counts.
@@ -233,7 +188,7 @@ class Recurrence(Block[RecurrenceSaved]):
         most = _CACHED_BYTES // (4 * self.num_cells * self.precision.state.itemsize)
         if self.weight.value.is_cuda and steps:
             most = steps[-1].rows.stop
-        group: list[_Step] = []
+        group: list[Step] = []
         for step in reversed(steps):
             if group and group[0].rows.stop - step.rows.start > most:
                 yield group
@@ -242,7 +197,7 @@ class Recurrence(Block[RecurrenceSaved]):
         if group:
             yield group
 
-    def _slopes(self, saved: RecurrenceSaved, steps: list[_Step]) -> _Slopes:
+    def _slopes(self, saved: RecurrenceSaved, steps: list[Step]) -> _Slopes:
         """Do all arithmetic of some positions that does not depend on their order, in the gates.
 
         With t = i g, the slope of i is t - t i, and that of g is i - t g; f and o are like i. A
