@@ -22,6 +22,8 @@ import torch.distributed as dist
 Result = TypeVar("Result")
 _PATIENCE_S = 30.0
 """For a process that has said all to end; Ray takes some seconds to shut down."""
+_TURN_TIMEOUT_S = 3600.0
+"""For a turn, without a word of any process; the paper's model takes minutes a step."""
 
 
 class ProcessError(Exception):
@@ -97,7 +99,11 @@ def _collected(connections: list[Connection]) -> list[Any]:
     results: dict[int, Any] = {}
     while len(results) < len(connections):
         pending = {c: index for index, c in enumerate(connections) if index not in results}
-        for ready in wait(list(pending)):
+        answered = wait(list(pending), _TURN_TIMEOUT_S)
+        if not answered:
+            waiting = ", ".join(map(str, pending.values()))
+            raise ProcessError(f"process {waiting} said nothing for {_TURN_TIMEOUT_S:,.0f} s")
+        for ready in answered:
             index = pending[ready]  # type: ignore[index]
             try:
                 failed, result = connections[index].recv()

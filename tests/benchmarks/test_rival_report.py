@@ -1,10 +1,13 @@
 """What the contest makes of its figures: verdicts, the limit, disagreement, failures, options."""
 
+import multiprocessing
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
+import benchmarks.rivals.processes as processes
 from benchmarks.rivals.__main__ import main
 from benchmarks.rivals.agreement import agreements
 from benchmarks.rivals.contest import Contest
@@ -105,3 +108,15 @@ def fail_on_rank_1(place: Place) -> int:
 def test_the_first_failure_of_a_process_is_told() -> None:
     with pytest.raises(ProcessError, match="process 1: ValueError: no memory"):
         run_processes(fail_on_rank_1, num_processes=2, num_threads=1)
+
+
+def hang_on_rank_1(place: Place) -> int:
+    time.sleep(3600 if place.index == 1 else 0)
+    return place.index
+
+
+def test_a_process_that_says_nothing_is_named_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_TURN_TIMEOUT_S", 20.0)
+    with pytest.raises(ProcessError, match="process 1 said nothing for 20 s"):
+        run_processes(hang_on_rank_1, num_processes=2, num_threads=1)
+    assert not multiprocessing.active_children()
