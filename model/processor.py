@@ -112,7 +112,9 @@ def translation_precision(trained: str, device: str = "cpu") -> str:
 
     Where bfloat16 is slow that is float32, the format of the weights that a checkpoint keeps.
     """
-    return "float32" if trained == "bfloat16" and not has_fast_bfloat16(device) else trained
+    return (
+        "float32" if trained == "bfloat16" and automatic_precision(device) == "float32" else trained
+    )
 
 
 def _capabilities() -> Mapping[str, Any]:

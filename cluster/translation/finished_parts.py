@@ -3,24 +3,27 @@
 `OUTPUT.parts/` holds a manifest, which says of what input, checkpoint and settings the parts are
 translations, and a file for each finished part. A part's file has its name only once the disk has
 its contents, so a run that was killed at any moment goes on from what the folder holds. The output
-file itself appears whole or not at all.
+file itself appears whole or not at all. A folder of that name that holds anything else is somebody
+else's: nothing is written into it, and no file but our own is ever deleted.
 """
 
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.translation.lines import InputError
 from cluster.translation.parts import InputParts, Part
-from model.durable_files import remove_folder, sync_file, sync_folder, write_durably
+from model.durable_files import sync_file, sync_folder, write_durably
 from model.errors import UserError
 from pipeline.json_file import read_json, write_json
 
 _KIND, _VERSION = "translation", 1
 _MANIFEST, _STAGED_OUTPUT = "manifest.json", "output.tmp"
+_OUR_FILES = re.compile(rf"part-\d{{6}}\.(json|tmp)|{_STAGED_OUTPUT}|{_MANIFEST}(\.part)?")
 
 
 class ResumeError(UserError):
@@ -41,8 +44,8 @@ class FinishedParts:
         """Make the folder, or find what an earlier run of the same input and settings finished.
 
         `settings` are all that decides what the output is; with `restart`, what is there is
-        deleted. Raises ResumeError when the folder is of other settings or in use by another
-        process, InputError when it cannot be written.
+        deleted. Raises ResumeError when the folder is of other settings, in use by another process
+        or not one of ours, InputError when it cannot be written.
         """
         folder = output.with_name(output.name + ".parts")
         identity = {"input_sha256": parts.sha256, "num_lines": parts.num_lines, **settings}
@@ -52,6 +55,8 @@ class FinishedParts:
             raise _not_writable(output, error) from None
         with _alone(folder):
             manifest = folder / _MANIFEST
+            if not manifest.exists():
+                _check_ours(folder)
             if restart or not manifest.exists():
                 _empty(folder, output)
             if manifest.exists():
@@ -86,7 +91,9 @@ class FinishedParts:
             sync_file(staging)
             staging.replace(self._output)
             sync_folder(self._output.absolute().parent)
-            remove_folder(self._folder)
+            _empty(self._folder, self._output)
+            if not any(self._folder.iterdir()):
+                self._folder.rmdir()
         except OSError as error:
             raise _not_writable(self._output, error) from None
 
@@ -106,13 +113,29 @@ class FinishedParts:
 def _empty(folder: Path, output: Path) -> None:
     """Delete what was finished, and then the manifest: while there are parts it says whose."""
     try:
-        for path in (*folder.glob("part-*"), folder / _STAGED_OUTPUT):
-            path.unlink(missing_ok=True)
+        for path in _our_files(folder):
+            if path.name != _MANIFEST:
+                path.unlink()
         sync_folder(folder)
         (folder / _MANIFEST).unlink(missing_ok=True)
         sync_folder(folder)
     except OSError as error:
         raise _not_writable(output, error) from None
+
+
+def _our_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _OUR_FILES.fullmatch(path.name)]
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise ResumeError if a folder without a manifest holds what no translation left there."""
+    ours = set(_our_files(folder))
+    other = next((path.name for path in sorted(folder.iterdir()) if path not in ours), None)
+    if other is not None:
+        raise ResumeError(
+            f"{folder} holds {other!r}, which no translation made, and is where finished parts are "
+            "to be kept; move it away, or give another --output"
+        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from cluster.ingest.data_streams import ordered_streams, tables
 from cluster.resources import ClusterError
 from cluster.translation.part_translator import PartTranslator, TranslationJob
 from cluster.translation.parts import Part
+from model.process_memory import keep_freed_memory
 
 MAX_RESTARTS = 3
 """How often one worker may die: one that dies again and again has too little memory, say."""
@@ -34,7 +35,7 @@ def threads_per_worker(num_workers: int) -> int:
     cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     if len(cores) == 1:
         # Of its one node, Ray may have been told more than there is, so that all tasks can start.
-        cores = [num_usable_cores()]
+        cores = [min(cores[0], num_usable_cores())]
     return most_threads(cores, num_workers)
 
 
@@ -53,7 +54,7 @@ def most_threads(cores: Sequence[int], num_workers: int) -> int:
 def translated_parts(
     job: TranslationJob, parts: Sequence[Part], *, num_workers: int, num_threads: int
 ) -> Iterator[tuple[int, dict[int, str]]]:
-    """Yield the number of each part, in order, with what to write for each of its lines.
+    """Yield the number of each part, as they come, with what to write for each of its lines.
 
     Input and checkpoint must be readable under their paths on every node. Raises
     ClusterError when there are fewer GPUs than workers, when the workers cannot all start in
@@ -62,10 +63,13 @@ def translated_parts(
     num_gpus = int(job.device == "cuda")
     _check_gpus(num_workers * num_gpus)
     with ordered_streams():
-        ray.data.DataContext.get_current().wait_for_min_actors_s = START_TIMEOUT_S
+        context = ray.data.DataContext.get_current()
+        context.wait_for_min_actors_s = START_TIMEOUT_S
+        # A part that takes long, or whose worker dies, must not hold up what others have finished.
+        context.execution_options.preserve_order = False
         results = _results(job, parts, num_workers, num_threads, num_gpus)
         try:
-            for table in tables(results):
+            for table in tables(results, prefetch=0):
                 for row in table.to_pylist():
                     yield row["part"], dict(json.loads(row["lines"]))
         except GetTimeoutError:
@@ -92,7 +96,10 @@ def _results(
         return items.map_batches(
             _Worker,
             fn_constructor_args=(job, num_threads),
-            compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(parts))),
+            # One part at a time: none waits for a worker that is busy, or dead, with another.
+            compute=ray.data.ActorPoolStrategy(
+                size=min(num_workers, len(parts)), max_tasks_in_flight_per_actor=1
+            ),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=num_threads,
@@ -109,6 +116,7 @@ class _Worker:
     """
 
     def __init__(self, job: TranslationJob, num_threads: int) -> None:
+        keep_freed_memory()
         self._job, self._num_threads = job, num_threads
         self._translator: PartTranslator | None = None
 

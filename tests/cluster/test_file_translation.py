@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cluster.interruption import Interrupted
@@ -20,7 +21,7 @@ from cluster.translation.file_translation import FileTranslation, translate_file
 from cluster.translation.finished_parts import FinishedParts, ResumeError
 from cluster.translation.lines import InputError
 from cluster.translation.part_translator import SearchSettings
-from cluster.translation.parts import PART_LINES, InputParts
+from cluster.translation.parts import PART_LINES, InputParts, Part
 from cluster.translation.workers import most_threads
 from tests.cluster.noise import noise_checkpoint
 
@@ -140,11 +141,31 @@ def test_parts_without_a_manifest_are_nobodys_and_other_files_stay(
     with FinishedParts.open(output, parts, {"beam_size": 12}, restart=False) as finished:
         finished.add(0, {0: "of another search"})
     folder = tmp_path / "out.txt.parts"
-    (folder / "notes.txt").write_text("somebody's")
     (folder / "manifest.json").unlink()
     with FinishedParts.open(output, parts, {"beam_size": 1}, restart=False) as finished:
         assert len(finished.missing()) == len(parts.parts)
-    assert (folder / "notes.txt").exists()
+        (folder / "notes.txt").write_text("somebody's")
+        for part in parts.parts:
+            finished.add(part.number, {number: f"{number}\n" for number, _ in part.lines(source)})
+        finished.assemble()
+    assert output.read_text().split() == [str(number) for number in range(NUM_LINES)]
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_of_somebody_else_is_left_as_it_is(
+    source: Path, tmp_path: Path, restart: bool
+) -> None:
+    folder = tmp_path / "out.txt.parts"
+    folder.mkdir()
+    (folder / "part-00000-of-4.txt").write_text("somebody's")
+    parts, output = InputParts.of(source), tmp_path / "out.txt"
+    with (
+        pytest.raises(ResumeError, match="holds 'part-00000-of-4.txt', which no translation made"),
+        FinishedParts.open(output, parts, {}, restart=restart),
+    ):
+        pass
+    assert [path.name for path in folder.iterdir()] == ["part-00000-of-4.txt"]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +262,7 @@ def test_workers_that_find_no_room_are_told_and_not_waited_for(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_worker_that_dies_again_and_again_ends_the_command(
+def test_a_worker_that_dies_again_and_again_ends_the_command_and_not_what_others_finished(
     checkpoint: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cluster.translation import workers
@@ -251,11 +272,16 @@ def test_a_worker_that_dies_again_and_again_ends_the_command(
             pass
 
         def __call__(self, batch: Any) -> Any:
-            os.kill(os.getpid(), signal.SIGKILL)
+            [part] = [Part.from_text(text) for text in batch["part"].to_pylist()]
+            if part.number == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return pa.table({"part": [part.number], "lines": ["[]"]})
 
     monkeypatch.setattr(workers, "_Worker", DyingWorker)
     with pytest.raises(ClusterError, match="a worker died 4 times"):
         run(checkpoint, source, tmp_path / "out.txt", num_workers=2)
+    kept = {path.name for path in (tmp_path / "out.txt.parts").glob("part-*")}
+    assert kept == {f"part-{number:06d}.json" for number in (1, 2, 3)}
 
 
 @pytest.mark.slow
