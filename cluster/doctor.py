@@ -17,7 +17,7 @@ from cluster.cores import automatic_threads, num_usable_cores, usable_cores
 from cluster.host import host_memory, product_rate
 from cluster.memory_table import GIB
 from model.process_memory import keep_freed_memory, keeps_freed_memory
-from model.processor import Processor, has_fast_bfloat16, this_processor
+from model.processor import Processor, automatic_precision, this_processor
 from pipeline.transports.shared_memory_meeting import machine_id
 
 _MUCH_FASTER = 1.2
@@ -73,7 +73,7 @@ def _processor(processor: Processor) -> Iterator[Finding]:
         },
     )
     units = " and ".join(processor.bfloat16_units)
-    precision = "bfloat16" if units else "float32"
+    precision = automatic_precision()
     yield Finding(
         "precision",
         f"training.precision=auto is {precision} on this processor: it "
@@ -170,11 +170,10 @@ def _gpus() -> Iterator[Finding]:
         device = f"cuda:{number}"
         major, minor = torch.cuda.get_device_capability(device)
         size = torch.cuda.get_device_properties(device).total_memory
-        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
         yield Finding(
             f"gpu {number}",
             f"{torch.cuda.get_device_name(device)}, capability {major}.{minor}, "
-            f"{size / GIB:.0f} GiB; training.precision=auto is {precision}",
+            f"{size / GIB:.0f} GiB; training.precision=auto is {automatic_precision(device)}",
             values={f"cuda_{number}_capability": [major, minor], f"cuda_{number}_bytes": size},
         )
 

@@ -17,6 +17,7 @@ from cluster.layout import layout_words, plan_of
 from cluster.memory_table import GIB, memory_by_model
 from cluster.precision_choice import for_training
 from cluster.rank_machine import rank_threads
+from pipeline.placements.description import counted
 from pipeline.plan import Plan
 
 PROCESS_BYTES = 350 << 20
@@ -59,8 +60,8 @@ def _cores(config: Config, plan: Plan) -> Iterator[Finding]:
     is_crowded = cluster.device == "cpu" and threads * count > num_cores
     yield Finding(
         "threads",
-        f"{_counted(count, 'rank')} of {_counted(threads, 'thread')} on "
-        f"{_counted(num_cores, 'usable core')} of this machine"
+        f"{counted(count, 'rank')} of {counted(threads, 'thread')} on "
+        f"{counted(num_cores, 'usable core')} of this machine"
         + ("" if cluster.pin_cores else "; cores are not pinned"),
         remedy="ranks will wait for cores; use fewer ranks or threads, or more machines"
         if is_crowded
@@ -76,7 +77,7 @@ def _device(config: Config, plan: Plan, *, is_here: bool) -> Iterator[Finding]:
     is_short = found < plan.num_workers
     yield Finding(
         "gpus",
-        f"cluster.device=cuda takes {_counted(plan.num_workers, 'GPU')}; this machine has {found}",
+        f"cluster.device=cuda takes {counted(plan.num_workers, 'GPU')}; this machine has {found}",
         remedy="set cluster.address to a Ray cluster that has them, or cluster.device=cpu"
         if is_short
         else "",
@@ -136,7 +137,3 @@ def _on_gpus(
 def _gib(sizes: Sequence[int]) -> str:
     least, most = f"{min(sizes) / GIB:.1f}", f"{max(sizes) / GIB:.1f}"
     return most if least == most else f"{least} to {most}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

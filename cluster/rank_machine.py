@@ -15,6 +15,7 @@ from cluster.cores import automatic_threads, cores_of_rank, num_usable_cores, pi
 from model.precision import Precision
 from model.process_memory import keeps_freed_memory
 from model.processor import has_fast_bfloat16, this_processor
+from pipeline.placements.description import counted
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def node_shares(nodes: Sequence[str]) -> list[NodeShare]:
 def machine_line(machines: Sequence[RankMachine]) -> str:
     """Say in a line what the ranks compute with."""
     parts = [
-        _each([_counted(machine.num_threads, "thread") for machine in machines]) + " a rank",
+        _each([counted(machine.num_threads, "thread") for machine in machines]) + " a rank",
         _each([f"{machine.kernels} kernels" for machine in machines]),
         _pinning(machines),
     ]
@@ -115,11 +116,12 @@ def machine_warnings(
         )
     free = [rank for rank, machine in enumerate(machines) if not machine.cores]
     if free and pin_cores:
-        machine = machines[free[0]]
+        num_cores = machines[free[0]].num_cores
         lines.append(
-            f"cluster.pin_cores=true, but {_ranks(free)} on a node whose {machine.num_cores} "
-            "usable cores are fewer than this run's threads there, so nothing is pinned; use fewer "
-            "ranks or threads a node"
+            f"cluster.pin_cores=true, but {_ranks(free)} not pinned: the node's {num_cores} "
+            "usable cores are fewer than this run's threads there, or its system does not let "
+            "processes choose their cores; use fewer ranks or threads a node, or "
+            "cluster.pin_cores=false"
         )
     return lines
 
@@ -170,10 +172,6 @@ def _pinning(machines: Sequence[RankMachine]) -> str:
 def _each(values: Sequence[str]) -> str:
     """Return the value that all have, or all of them in the order of the ranks."""
     return values[0] if len(set(values)) == 1 else " | ".join(values)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _ranks(numbers: Sequence[int]) -> str:

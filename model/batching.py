@@ -10,6 +10,7 @@ Shapes: B sentences, S source positions, T target positions, K positions and N w
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,17 @@ class Chunk:
     def size(self) -> ChunkSize:
         """K, B and N."""
         return ChunkSize(len(self.active), self.num_sentences, len(self.tokens))
+
+    @cached_property
+    def last_rows(self) -> Tensor:
+        """The row of the last word of every sentence that runs at the first position.
+
+        Made once for all layers, since on a GPU it has to be copied there.
+        """
+        runs = torch.arange(self.active[0])
+        last = (torch.tensor(self.active)[:, None] > runs).sum(0) - 1
+        starts = torch.tensor([*itertools.accumulate(self.active, initial=0)])
+        return (starts[last] + runs).to(self.tokens.device)
 
     def part(self, start: int, stop: int) -> "Chunk":
         """Return the positions from start up to stop, counted from this chunk's first."""

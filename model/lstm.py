@@ -126,7 +126,7 @@ class Recurrence(Block[RecurrenceSaved]):
             bounded = torch.tanh(cell, out=squashed[: len(cell)])
             torch.mul(gates[:, 3 * self.num_cells :], bounded, out=saved.hidden.rows[step.rows])
         states = {"hidden": saved.hidden, "cell": saved.cells}
-        carry = {port: of_port.ends(chunk.active) for port, of_port in states.items()}
+        carry = {port: of_port.ends(chunk) for port, of_port in states.items()}
         return {"output": saved.hidden.rows, **carry}, saved
 
     def _start(self, chunk: Chunk, inputs: Tensors) -> RecurrenceSaved:
@@ -151,7 +151,9 @@ class Recurrence(Block[RecurrenceSaved]):
         assert saved.gates is not None, "I was run before"
         d_hidden, d_cell = self._gradient_carry(saved, gradients)
         d_output = gradients.get("output")
-        saved.gradient = saved.gates.to(self.precision.compute)  # the same where formats agree
+        saved.gradient = saved.gates  # each gradient takes the place of its gates
+        if self.precision.compute != self.precision.state:
+            saved.gradient = torch.empty_like(saved.gates, dtype=self.precision.compute)
         for steps in self._cached(saved.steps()):
             first_row = steps[-1].rows.start
             slopes = self._slopes(saved, steps)

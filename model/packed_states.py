@@ -31,18 +31,15 @@ class States:
             return self.carry[:count]
         return self.rows[step.previous : step.previous + count]
 
-    def ends(self, active: tuple[int, ...]) -> Tensor:
+    def ends(self, chunk: Chunk) -> Tensor:
         """Return each sentence's last state (B, H)."""
         num_sentences, num_words = len(self.carry), len(self.rows)
         if not num_words:
             return self.carry
-        if active[-1] == num_sentences:
+        if chunk.active[-1] == num_sentences:
             return self.rows[num_words - num_sentences :]
-        # Of the sentences that run at the first position; the others keep their carry.
-        starts, runs = torch.tensor([*accumulate(active, initial=0)]), torch.arange(active[0])
-        last = (torch.tensor(active)[:, None] > runs).sum(0) - 1
-        found = self.rows[(starts[last] + runs).to(self.rows.device)]
-        return torch.cat([found, self.carry[active[0] :]])
+        # The sentences that do not run here keep their carry.
+        return torch.cat([self.rows[chunk.last_rows], self.carry[chunk.active[0] :]])
 
 
 class Step(NamedTuple):

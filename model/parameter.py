@@ -18,6 +18,7 @@ _CACHED_BYTES = 1 << 22
 """The part of a product in a lower format that is added to a gradient at a time."""
 _GPU_BYTES = 1 << 28
 _BLOCK_NUMBERS = 1 << 18
+_GPU_BLOCK_NUMBERS = 1 << 24
 """The part of a parameter that is updated, or squared and added up, at a time."""
 
 
@@ -199,17 +200,18 @@ class RowParameter(Parameter):
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     """Cut into groups of rows that stay in the processor's cache; a GPU does best with all."""
-    if tensor.is_cuda:
-        return (tensor,)
-    return torch.split(tensor, max(1, _BLOCK_NUMBERS * len(tensor) // max(1, tensor.numel())))
+    return (tensor,) if tensor.is_cuda else _rows(tensor, _BLOCK_NUMBERS)
+
+
+def _rows(tensor: Tensor, num_numbers: int) -> tuple[Tensor, ...]:
+    """Cut into groups of rows of about so many numbers."""
+    return torch.split(tensor, max(1, num_numbers * len(tensor) // max(1, tensor.numel())))
 
 
 def _sum_of_squares(tensor: Tensor) -> float:
     """Add up in float64, a block at a time, so that no second tensor of this size is made."""
-    if tensor.is_cuda:
-        return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
-    total = torch.zeros((), dtype=torch.float64)
-    for block in _blocks(tensor):
+    total = torch.zeros((), dtype=torch.float64, device=tensor.device)
+    for block in _rows(tensor, _GPU_BLOCK_NUMBERS if tensor.is_cuda else _BLOCK_NUMBERS):
         numbers = block.to(torch.float64).flatten()
         total += torch.dot(numbers, numbers)
     return float(total)

@@ -32,6 +32,7 @@ _PAPER: Mapping[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Hold the contest and write the report; 1 where the contestants do not train the same."""
+    from benchmarks.rivals.processes import ProcessError
     from model.errors import UserError
 
     # So that what was started ends too: without this, SIGTERM leaves it running.
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _hold(_parsed(given), shlex.join(["python", "-m", "benchmarks.rivals", *given]))
-    except UserError as error:
+    except (UserError, ProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

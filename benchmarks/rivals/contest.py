@@ -12,6 +12,7 @@ from benchmarks.rivals.shares import Share, shares_turn
 from benchmarks.rivals.task import Task, operations
 from benchmarks.rivals.turn import Turn
 from model.batching import Batch
+from model.process_memory import KEEPING_ENVIRONMENT
 
 Tell = Callable[[str], None]
 
@@ -118,7 +119,8 @@ def hold_contest(
     """Let everybody take a turn in every round, in every format, with the products beside them.
 
     Who fails once takes no further part. `with_shares`, the shares of our own step are measured in
-    the first round. `after_turn` gets what is known so far.
+    the first round, and left out where that fails. `after_turn` gets what is known so far. Raises
+    ProcessError where the products cannot be measured.
     """
     tasks = [replace(task, precision=precision) for precision in formats]
     entries = [Entry(contestant, each) for each in tasks for contestant in contestants]
@@ -130,7 +132,10 @@ def hold_contest(
             _measure_products(contest, each)
             if with_shares and number == 0:
                 tell(f"where a step of ours goes, {each.precision}")
-                _measure_shares(contest, each)
+                try:
+                    _measure_shares(contest, each)
+                except ProcessError as error:
+                    tell(f"no shares: {error}")
         for entry in entries:
             if not entry.problem:
                 _take_turn(contest, entry)
@@ -141,7 +146,12 @@ def hold_contest(
 
 def _measure_shares(contest: Contest, task: Task) -> None:
     (shares,) = run_processes(
-        shares_turn, task, contest.batches, num_processes=1, num_threads=NUM_CORES
+        shares_turn,
+        task,
+        contest.batches,
+        num_processes=1,
+        num_threads=NUM_CORES,
+        environment=KEEPING_ENVIRONMENT,  # as our own contestants
     )
     contest.shares[task.precision] = shares
 

@@ -40,7 +40,6 @@ def plot(contest: Contest) -> str:
         ends = {"x1": px(limit), "x2": px(limit), "y1": px(y - 6), "y2": px(y + _ROW - 6)}
         child(root, "line", **ends, stroke=_LIMIT, **{"stroke-width": "2"})
         write(root, _LEFT + scale * speed + 6, y + 14, f"{speed:,.0f}", "soft")
-    for precision, limit in limits.items():
-        write(root, _LEFT, height - 14, f"limit, {precision}: {limit:,.0f} words/s", "soft")
-        break
+    each = ", ".join(f"{precision} {limit:,.0f} words/s" for precision, limit in limits.items())
+    write(root, _LEFT, height - 14, f"limit: {each}", "soft")
     return ET.tostring(root, encoding="unicode") + "\n"

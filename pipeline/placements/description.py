@@ -48,9 +48,9 @@ def _layer_words(blocks: Sequence[str]) -> list[str]:
     ]
 
 
-def counted(number: int, one: str, many: str) -> str:
-    """Return `1 rank` or `2 ranks`."""
-    return f"{number} {one if number == 1 else many}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return `1 rank` or `2 ranks`; without `many`, an s makes it."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def joined(parts: Sequence[str]) -> str:
