@@ -28,8 +28,8 @@ from cluster.run_state import RunState, RunStates
 from cluster.tracking.run_metrics import RunMetrics, StepInput, StepOutcome
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
+from model.loss import LossSum
 from model.optimizer import LearningRateSchedule
-from model.softmax import LossSum
 
 STEPS_IN_FLIGHT = 3
 """Steps that are submitted and not collected: the ranks wait for neither driver nor data."""

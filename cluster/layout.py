@@ -83,7 +83,12 @@ def placement_of(config: Config, model: ModelConfig, costs: Costs | None) -> Pla
         path = Path(pipeline.placement)
         file = read_placement_file(path)
         return placement_from_rules(
-            model, file.blocks, shards=file.shards, num_ranks=file.num_ranks, name=path.stem
+            model,
+            file.blocks,
+            shards=file.shards,
+            num_ranks=file.num_ranks,
+            name=path.stem,
+            recomputes_logits=pipeline.recompute_logits,
         )
     return named_placement(
         pipeline.placement,
@@ -94,6 +99,7 @@ def placement_of(config: Config, model: ModelConfig, costs: Costs | None) -> Pla
         costs=None if costs is None else replica_costs(costs, pipeline.replicas),
         num_microbatches=pipeline.microbatches,
         num_chunks=pipeline.time_chunks,
+        recomputes_logits=pipeline.recompute_logits,
     )
 
 
@@ -115,7 +121,14 @@ def layout_words(plan: Plan) -> str:
 def _planned(config: Config, unplaced: Plan) -> Plan:
     """Let the planner choose replicas, placement, policy and cuts for all devices there are."""
     costs = unplaced.costs or _assumed_costs(config, unplaced.model)
-    best = best_of(plan(unplaced.model, config.num_workers, costs, use_all=True))
+    found = plan(
+        unplaced.model,
+        config.num_workers,
+        costs,
+        use_all=True,
+        recomputes_logits=config.pipeline.recompute_logits,
+    )
+    best = best_of(found)
     return replace(
         unplaced,
         costs=costs,

@@ -29,7 +29,7 @@ from cluster.tracking.run_metrics import StepOutcome
 from cluster.worker_calls import WorkerCalls, first_line
 from model.batching import Batch
 from model.checkpoint_writer import PartRecord
-from model.softmax import LossSum
+from model.loss import LossSum
 from pipeline.plan import Plan
 from pipeline.stage import StageResult
 from pipeline.transports.torch_store import StoreServer

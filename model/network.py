@@ -12,10 +12,11 @@ from typing import Any, Literal
 from model.batching import even_bounds
 from model.block import Block
 from model.embedding import Embedding
+from model.loss import Loss
 from model.lstm import Projection, Recurrence
 from model.parameter import Parameter, ParameterRows, RowParameter
 from model.precision import Precision
-from model.softmax import Loss, SoftmaxShard, WholeSoftmax
+from model.softmax import RecomputingShard, SoftmaxShard, WholeSoftmax
 
 Kind = Literal["embedding", "projection", "recurrence", "softmax", "loss"]
 Side = Literal["source", "target"]
@@ -67,13 +68,18 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """The description of a block; `words` is the half-open range of a vocabulary shard."""
+    """The description of a block.
+
+    `words` is the half-open range of a vocabulary shard, which may make its logits anew for the
+    gradients, `recomputes`, and not keep them.
+    """
 
     name: str
     kind: Kind
     side: Side
     layer: int = 0
     words: tuple[int, int] = (0, 0)
+    recomputes: bool = False
 
 
 def network_blocks(config: ModelConfig, num_shards: int = 1) -> tuple[BlockSpec, ...]:
@@ -83,7 +89,7 @@ def network_blocks(config: ModelConfig, num_shards: int = 1) -> tuple[BlockSpec,
 
 
 def network_blocks_of_shards(
-    config: ModelConfig, shards: Sequence[tuple[int, int]]
+    config: ModelConfig, shards: Sequence[tuple[int, int]], *, recomputes: bool = False
 ) -> tuple[BlockSpec, ...]:
     """Describe all blocks, in forward order, with the given vocabulary shards, which may differ."""
     specs: list[BlockSpec] = []
@@ -95,7 +101,7 @@ def network_blocks_of_shards(
             specs.append(BlockSpec(f"{name}.projection", "projection", side, layer))
             specs.append(BlockSpec(f"{name}.recurrence", "recurrence", side, layer))
     for shard, words in enumerate(shards):
-        specs.append(BlockSpec(f"softmax.{shard}", "softmax", "target", shard, words))
+        specs.append(BlockSpec(f"softmax.{shard}", "softmax", "target", shard, words, recomputes))
     specs.append(BlockSpec("loss", "loss", "target"))
     return tuple(specs)
 
@@ -134,7 +140,9 @@ def build_block(
             return Recurrence(spec.name, parameter(f"{layer}.weight_hh"), peephole, precision)
         case "softmax":
             shard = parameter("softmax.weight", spec.words), parameter("softmax.bias", spec.words)
-            whole = alone and spec.words == (0, config.target_vocabulary_size)
-            return (WholeSoftmax if whole else SoftmaxShard)(spec.name, *shard, precision)
+            if alone and spec.words == (0, config.target_vocabulary_size):
+                return WholeSoftmax(spec.name, *shard, precision)
+            kind = RecomputingShard if spec.recomputes else SoftmaxShard
+            return kind(spec.name, *shard, precision)
         case "loss":
             return Loss(spec.name)

@@ -13,11 +13,12 @@ from torch import Tensor
 from model.batching import Batch, Chunk
 from model.block import Block
 from model.embedding import Embedding
+from model.loss import Loss, LossSum
 from model.lstm import Projection, Recurrence
 from model.network import ModelConfig, build_block, network_blocks
 from model.parameter import Parameter
 from model.precision import Precision
-from model.softmax import Loss, LossSum, WholeSoftmax
+from model.softmax import WholeSoftmax
 
 __all__ = ["DecoderState", "ModelConfig", "Seq2Seq"]
 
@@ -94,7 +95,7 @@ class Seq2Seq:
         """Read sentences (B, S), laid out and sorted as in a batch; return the decoder's start."""
         batch = Batch(source, source_lengths, source[:, :0], torch.zeros_like(source_lengths))
         chunk = batch.source_chunk(0, batch.source_positions, self.device)
-        return _state(self._read("source", self._encoder, chunk, None).carries)
+        return _state(self._read("source", self._encoder, chunk, None, training=False).carries)
 
     @property
     def _loss(self) -> Loss:
@@ -124,8 +125,9 @@ class Seq2Seq:
         """Run both sides and the loss; with `backward`, also the softmax's gradients."""
         source = batch.source_chunk(0, batch.source_positions, self.device)
         target = batch.target_chunk(0, batch.target_positions, self.device)
-        encoder = self._read("source", self._encoder, source, None)
-        decoder = self._read("target", self._decoder, target, encoder.carries)
+        encoder = self._read("source", self._encoder, source, None, training=backward)
+        carries = encoder.carries
+        decoder = self._read("target", self._decoder, target, carries, training=backward)
         given = {"input": decoder.outputs}
         outputs, saved = self._softmax.forward(target, given, training=backward)
         merged, _ = self._loss.forward(target, {"statistics.0": outputs["statistics"]})
@@ -141,16 +143,25 @@ class Seq2Seq:
         layers: list[_Layer],
         chunk: Chunk,
         carries: list[dict[str, Tensor]] | None,
+        *,
+        training: bool,
     ) -> _Network:
+        """Read a side; in training, what the gradients need is kept."""
+        saved: dict[str, Any] = {}
+
+        def forward(block: Block[Any], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            outputs, kept = block.forward(chunk, inputs, training=training)
+            if training:
+                saved[block.name] = kept
+            return outputs
+
         embedding = self.blocks[f"{side}_embedding"]
         assert isinstance(embedding, Embedding)
-        outputs, saved_embedding = embedding.forward(chunk, {})
-        saved: dict[str, Any] = {embedding.name: saved_embedding}
-        below, ends = outputs["output"], []
+        below, ends = forward(embedding, {})["output"], []
         for index, layer in enumerate(layers):
-            gates, saved[layer.projection.name] = layer.projection.forward(chunk, {"input": below})
+            gates = forward(layer.projection, {"input": below})
             carry = carries[index] if carries is not None else {}
-            outputs, saved[layer.recurrence.name] = layer.recurrence.forward(chunk, gates | carry)
+            outputs = forward(layer.recurrence, gates | carry)
             below = outputs["output"]
             ends.append({"hidden": outputs["hidden"], "cell": outputs["cell"]})
         return _Network(chunk, saved, below, ends)

@@ -1,20 +1,20 @@
-"""The softmax over the target words, whole or cut into vocabulary shards, and the exact merge.
+"""The softmax over the target words, whole or cut into vocabulary shards.
 
 A shard turns the decoder's outputs into three numbers a word: its largest logit, its sum of
 exponentials relative to that, and the logit of the word to predict (0 where another shard holds
-it). The loss block merges them into the logarithm of the whole normaliser, with which every shard
-computes its own gradient. No logit ever leaves its shard. What a shard keeps are the exponentials:
-dividing them by the normaliser goes into the smaller factor of each product that follows, so they
-are written once, and only the entry of the word to predict changes.
+it). The loss block (`model.loss`) merges them into the logarithm of the whole normaliser, with
+which every shard computes its own gradient. No logit ever leaves its shard. What a shard keeps are
+the exponentials: dividing them by the normaliser goes into the smaller factor of each product that
+follows, so they are written once, and only the entry of the word to predict changes.
 
-Where one shard holds all words it knows the normaliser at once, and keeps no exponentials at all.
+There are two ways to keep none. Where one shard holds all words it knows the normaliser at once,
+and is done after F. Any other can make the logits a second time when the normaliser has come.
 
 Logits are made for some rows at a time, so those of a whole chunk never lie in the state format.
 
 Shapes: N words of a chunk, H cells, V words of the shard, n rows of a group.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,16 +40,16 @@ _LARGEST_GAP = 60.0
 class SoftmaxSaved:
     """What a chunk of a shard keeps between its operations.
 
-    `exponentials` (N, V) are relative to `maximum` (N,); `local_targets` (N,) are places in the
-    shard, of any word where `held` (N,) is 0 and not 1. After I, `scale` (N, 1) makes gradients of
-    logits of the exponentials.
+    `maximum` (N,) are its largest logits; `local_targets` (N,) are places in the shard, of any word
+    where `held` (N,) is 0 and not 1. `exponentials` (N, V) are relative to `maximum`; None where
+    they are not kept. After I, `scale` (N, 1) makes gradients of logits of them.
     """
 
     inputs: Tensor
     maximum: Tensor
-    exponentials: Tensor
     local_targets: Tensor
     held: Tensor
+    exponentials: Tensor | None = None
     scale: Tensor | None = None
 
 
@@ -110,8 +110,10 @@ class _OutputLayer(Block[Saved]):
         gradients of logits of them.
         """
         gap = gap.clamp(max=_LARGEST_GAP)
-        ones = (gap.exp() * held).to(exponentials.dtype)
-        exponentials.scatter_add_(1, local_targets[:, None], -ones[:, None])
+        places = local_targets[:, None]
+        # Close to one another where the word is likely, so the difference is taken before rounding.
+        entries = exponentials.gather(1, places).to(gap.dtype) - (gap.exp() * held)[:, None]
+        exponentials.scatter_(1, places, entries.to(exponentials.dtype))
         return gap.neg().exp()[:, None]
 
     def _gradient_of_inputs(self, exponentials: Tensor, scale: Tensor) -> Tensor:
@@ -123,6 +125,14 @@ class _OutputLayer(Block[Saved]):
         self.weight.add_product(exponentials, (inputs * scale).to(inputs.dtype))
         self.bias.add_product(exponentials, scale.to(inputs.dtype))
 
+    def _both_gradients(
+        self, exponentials: Tensor, gap: Tensor, local_targets: Tensor, held: Tensor, inputs: Tensor
+    ) -> Tensor:
+        """Add the gradients of the weights, and return that (n, H) of the inputs."""
+        scale = self._take_targets(exponentials, gap, local_targets, held)
+        self._add_gradient(exponentials, scale, inputs)
+        return self._gradient_of_inputs(exponentials, scale)
+
 
 class SoftmaxShard(_OutputLayer[SoftmaxSaved | None]):
     """Words [start, stop) of the output layer: port `input` (N, H) to `statistics` (3, N).
@@ -130,6 +140,8 @@ class SoftmaxShard(_OutputLayer[SoftmaxSaved | None]):
     Its input gradient takes the merged `log_normalizer` (N,) and returns the share of the gradient
     at `input` that comes through these words.
     """
+
+    _keeps_exponentials = True
 
     def forward(
         self, chunk: Chunk, inputs: Tensors, *, training: bool = True
@@ -141,19 +153,21 @@ class SoftmaxShard(_OutputLayer[SoftmaxSaved | None]):
         held = ((local >= 0) & (local < len(self.weight.value))).to(self.precision.state)
         local = local.clamp(0, len(self.weight.value) - 1)
         statistics = held.new_empty((3, len(outputs)))
-        room = self._room(len(outputs), whole=training)
+        keeps = training and self._keeps_exponentials
+        room = self._room(len(outputs), whole=keeps)
         for rows in self._groups(len(outputs)):
-            into = room[rows] if training else room[: rows.stop - rows.start]
+            into = room[rows] if keeps else room[: rows.stop - rows.start]
             self._exponentials(outputs[rows], local[rows], into, statistics[:, rows])
         statistics[2] *= held
         saved = None
         if training:
-            saved = SoftmaxSaved(outputs, statistics[0].clone(), room, local, held)
+            kept = room if keeps else None
+            saved = SoftmaxSaved(outputs, statistics[0].clone(), local, held, kept)
         return {"statistics": statistics}, saved
 
     def input_gradient(self, saved: SoftmaxSaved | None, gradients: Tensors) -> Tensors:
         """I: probabilities minus the word that stood there, through the weights."""
-        assert saved is not None, "F was run without training"
+        assert saved is not None and saved.exponentials is not None, "F was run without training"
         gap = gradients["log_normalizer"] - saved.maximum
         saved.scale = self._take_targets(saved.exponentials, gap, saved.local_targets, saved.held)
         gradient = self._gradient_of_inputs(saved.exponentials, saved.scale)
@@ -161,8 +175,35 @@ class SoftmaxShard(_OutputLayer[SoftmaxSaved | None]):
 
     def weight_gradient(self, saved: SoftmaxSaved | None) -> None:
         """W: one product over all words of the chunk."""
-        assert saved is not None and saved.scale is not None, "W before I"
+        assert saved is not None and saved.exponentials is not None, "F was run without training"
+        assert saved.scale is not None, "W before I"
         self._add_gradient(saved.exponentials, saved.scale, saved.inputs)
+
+
+class RecomputingShard(SoftmaxShard):
+    """A shard that keeps no exponentials: a product more, and no memory that grows with V times N.
+
+    I makes the logits anew for a group of rows, and both gradients while it has them.
+    """
+
+    _keeps_exponentials = False
+
+    def input_gradient(self, saved: SoftmaxSaved | None, gradients: Tensors) -> Tensors:
+        """I: the logits once more, then both gradients."""
+        assert saved is not None, "F was run without training"
+        gap = gradients["log_normalizer"] - saved.maximum
+        gradient = torch.empty_like(saved.inputs)
+        room = self._room(len(saved.inputs), whole=False)
+        known = gap.new_empty((3, len(saved.inputs)))
+        for rows in self._groups(len(saved.inputs)):
+            into, local = room[: rows.stop - rows.start], saved.local_targets[rows]
+            inputs = saved.inputs[rows]
+            self._exponentials(inputs, local, into, known[:, rows])
+            gradient[rows] = self._both_gradients(into, gap[rows], local, saved.held[rows], inputs)
+        return {"input": gradient}
+
+    def weight_gradient(self, saved: SoftmaxSaved | None) -> None:
+        """W: done by I."""
 
 
 class WholeSoftmax(_OutputLayer[Tensor | None]):
@@ -187,9 +228,8 @@ class WholeSoftmax(_OutputLayer[Tensor | None]):
             self._exponentials(outputs[rows], targets, into, statistics[:, rows])
             if gradient is not None:
                 gap = statistics[1, rows].log()
-                scale = self._take_targets(into, gap, targets, torch.ones_like(gap))
-                gradient[rows] = self._gradient_of_inputs(into, scale)
-                self._add_gradient(into, scale, outputs[rows])
+                held = torch.ones_like(gap)
+                gradient[rows] = self._both_gradients(into, gap, targets, held, outputs[rows])
         return {"statistics": statistics}, gradient
 
     def input_gradient(self, saved: Tensor | None, gradients: Tensors) -> Tensors:
@@ -205,73 +245,3 @@ def _cut(num_rows: int, size: int) -> Iterator[slice]:
     """Cut rows into parts of so many, at least one."""
     for start in range(0, num_rows, max(size, 1)):
         yield slice(start, min(start + max(size, 1), num_rows))
-
-
-@dataclass
-class LossSum:
-    """A loss before its one division: the sum over words in nats, and the number of words."""
-
-    total: float = 0.0
-    num_tokens: int = 0
-
-    def __add__(self, other: "LossSum") -> "LossSum":
-        return LossSum(self.total + other.total, self.num_tokens + other.num_tokens)
-
-    @property
-    def mean(self) -> float:
-        """Nats a target word; 0 when there was no word."""
-        return self.total / self.num_tokens if self.num_tokens else 0.0
-
-    @property
-    def perplexity(self) -> float:
-        """E to the mean; infinity where a float cannot hold it, NaN when there was no word."""
-        if not self.num_tokens:
-            return math.nan
-        try:
-            return math.exp(self.mean)
-        except OverflowError:
-            return math.inf
-
-
-class Loss(Block[None]):
-    """Exact merge: ports `statistics.{p}` (3, N) of all shards p to `log_normalizer` (N,).
-
-    Adds the negative log-probability of the chunk's words to a running sum; it has no parameters
-    and only a forward operation, since the shards' input gradients start from its output.
-    """
-
-    def __init__(self, name: str = "loss") -> None:
-        super().__init__(name)
-        self._sum: Tensor | None = None
-        self._num_tokens = 0
-
-    def forward(
-        self, chunk: Chunk, inputs: Tensors, *, training: bool = True
-    ) -> tuple[Tensors, None]:
-        """F: merge the shards in their order."""
-        statistics = torch.stack([inputs[f"statistics.{p}"] for p in range(len(inputs))])
-        maximum = statistics[:, 0].amax(0)
-        sums = (statistics[:, 1] * (statistics[:, 0] - maximum).exp()).sum(0)
-        log_normalizer = maximum + sums.log()
-        losses = log_normalizer - statistics[:, 2].sum(0)
-        self._add(losses.sum(dtype=torch.float64), len(losses))
-        return {"log_normalizer": log_normalizer}, None
-
-    def _add(self, total: Tensor, num_tokens: int) -> None:
-        # Kept on the device: reading a number back would wait for all work before it.
-        self._sum = total if self._sum is None else self._sum + total
-        self._num_tokens += num_tokens
-
-    def take(self) -> LossSum:
-        """Return the sum since the last call and start a new one."""
-        taken = LossSum(0.0 if self._sum is None else float(self._sum), self._num_tokens)
-        self._sum, self._num_tokens = None, 0
-        return taken
-
-    def input_gradient(self, saved: None, gradients: Tensors) -> Tensors:
-        """Never scheduled: see the class."""
-        raise NotImplementedError("the loss has no input gradient; the softmax shards start there")
-
-    def weight_gradient(self, saved: None) -> None:
-        """Never scheduled: see the class."""
-        raise NotImplementedError("the loss has no parameters")

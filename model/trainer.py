@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from model.batching import Batch
+from model.loss import LossSum
 from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.seq2seq import Seq2Seq
-from model.softmax import LossSum
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from model.batching import Pair, make_batch
 from model.beam_search import Hypothesis, beam_search, check_search
 from model.checkpoint import Checkpoint
 from model.errors import UserError
+from model.loss import LossSum
 from model.precision import Precision
 from model.processor import translation_precision
 from model.seq2seq import Seq2Seq
-from model.softmax import LossSum
 from model.vocabulary import Vocabulary
 
 MAX_SENTENCE_WORDS = 10_000
@@ -26,8 +26,6 @@ _MAX_BATCH_POSITIONS = 16_384
 # What a batch of the search may hold: rows of states, and how many make its products large enough.
 _MAX_BATCH_ROWS = 1 << 14
 _FULL_BATCH_ROWS = 768
-# Entries of the table of probabilities (positions by words) that a loss may need at once.
-_MAX_LOSS_ENTRIES = 1 << 26
 
 Progress = Callable[[int, int], None]
 
@@ -165,8 +163,7 @@ class Translator:
         ]
         loss = LossSum()
         positions = [max(len(source), len(target)) + 1 for source, target in encoded]
-        limit = _MAX_LOSS_ENTRIES // len(self.target_vocabulary)
-        for rows in _batches(_longest_first(positions), positions, batch_size, limit):
+        for rows in _batches(_longest_first(positions), positions, batch_size):
             batch = make_batch([encoded[row] for row in rows], reverse_source=self.reverse_source)
             loss += self.model.loss(batch)
         return loss
@@ -197,10 +194,7 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 
 def _batches(
-    order: Sequence[int],
-    positions: Sequence[int],
-    batch_size: int,
-    max_positions: int = _MAX_BATCH_POSITIONS,
+    order: Sequence[int], positions: Sequence[int], batch_size: int
 ) -> Iterator[list[int]]:
     """Cut rows, longest first, into batches of at most so many sentences and padded positions.
 
@@ -210,7 +204,7 @@ def _batches(
         raise TranslationError(f"batch_size is {batch_size}; it must be at least 1")
     start = 0
     while start < len(order):
-        fitting = max(1, min(max_positions, _MAX_BATCH_POSITIONS) // positions[order[start]])
+        fitting = max(1, _MAX_BATCH_POSITIONS // positions[order[start]])
         stop = start + min(batch_size, fitting)
         yield list(order[start:stop])
         start = stop

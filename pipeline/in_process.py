@@ -7,8 +7,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from model.batching import Batch
+from model.loss import LossSum
 from model.parameter import Parameter
-from model.softmax import LossSum
 from model.trainer import StepResult
 from pipeline.plan import Plan
 from pipeline.stage import Stage, StageResult

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from model.batching import Batch
 from model.block import Block
+from model.loss import Loss, LossSum
 from model.optimizer import NonFiniteGradientError, gradient_scale
 from model.parameter import Parameter
 from model.process_memory import peak_memory_bytes
-from model.softmax import Loss, LossSum
 from pipeline.batch_chunks import BatchChunks
 from pipeline.emulation import make_device
 from pipeline.executor import Executor, Timing

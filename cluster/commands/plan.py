@@ -76,7 +76,12 @@ def plan(
             write_costs(save_costs, known)
         memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
         found = find_layouts(
-            model, num_devices, known, memory_bytes=memory_bytes, num_candidates=top
+            model,
+            num_devices,
+            known,
+            memory_bytes=memory_bytes,
+            num_candidates=top,
+            recomputes_logits=config.pipeline.recompute_logits,
         )
         best = best_of(found)
     path = options.path(config) if save_costs is None else str(save_costs)
@@ -122,6 +127,8 @@ def settings_of(candidate: "Candidate", costs_path: str | None) -> list[str]:
         f"pipeline.microbatches={candidate.num_microbatches}",
         f"pipeline.time_chunks={candidate.num_chunks}",
     ]
+    if placement.recomputes_logits:
+        settings.append("pipeline.recompute_logits=true")
     return settings if costs_path is None else [*settings, f"pipeline.costs={costs_path}"]
 
 

@@ -163,6 +163,12 @@ class PipelineConfig(Section):
     time_chunks: int = Field(
         default=1, ge=1, le=10_000, description="Parts into which the positions of a side are cut"
     )
+    recompute_logits: bool = Field(
+        default=False,
+        description="Make the logits of a vocabulary shard twice, rather than keep them for the "
+        "gradients: a third more work for the softmax, and memory that does not grow with the "
+        "words of a batch. A rank that holds the whole model never keeps them",
+    )
     timeline: bool = Field(
         default=False,
         description="Record when every operation of a few steps ran, and draw it at the run's end; "

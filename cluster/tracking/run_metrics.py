@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from model.batching import Batch
-from model.softmax import LossSum
+from model.loss import LossSum
 
 
 @dataclass(frozen=True)

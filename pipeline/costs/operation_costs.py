@@ -119,8 +119,11 @@ class Costs:
 
     def block_s(self, kind: Kind, spec: BlockSpec, size: ChunkSize) -> float:
         """Return the seconds of an operation of a block on a chunk."""
-        cost = self.operations.get((family_of(spec), kind), FREE)
-        return cost.seconds(size, spec.words[1] - spec.words[0])
+        num_words = spec.words[1] - spec.words[0]
+        return sum(
+            self.operations.get((family_of(spec), part), FREE).seconds(size, num_words)
+            for part in _parts(kind, spec)
+        )
 
     def whole_block_s(self, spec: BlockSpec, kinds: str = "FIW") -> float:
         """Return the seconds of a block's operations on the whole batch, uncut."""
@@ -167,6 +170,13 @@ class Costs:
             )
         batch = replace(self.batch, num_sentences=num_sentences)
         return replace(self, model=model, batch=batch)
+
+
+def _parts(kind: Kind, spec: BlockSpec) -> tuple[Kind, ...]:
+    """Return whose work an operation does: a shard that recomputes does all again in I."""
+    if not spec.recomputes:
+        return (kind,)
+    return {"F": ("F",), "I": KINDS, "W": ()}[kind]
 
 
 class WorkSizes:

@@ -7,7 +7,7 @@ in both all ranks share the words. How many words a rank gets depends on costs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.batching import even_bounds
 from model.network import BlockSpec, ModelConfig, network_blocks, network_blocks_of_shards
@@ -27,6 +27,7 @@ class PlacementRequest:
     costs: Costs
     num_microbatches: int
     num_chunks: int
+    recomputes_logits: bool
 
     @property
     def num_ranks(self) -> int:
@@ -47,6 +48,7 @@ def named_placement(
     costs: Costs | None = None,
     num_microbatches: int = 1,
     num_chunks: int = 1,
+    recomputes_logits: bool = False,
 ) -> Placement:
     """Make a placement by name and check it.
 
@@ -54,18 +56,20 @@ def named_placement(
     words. `num_ranks` gives their sum instead: the named placement cuts it as it is best, or leaves
     `layer_ranks` for the layers if that is given. `single` ignores all three; `separate` and
     `split` look only at the sum. Words are shared by `costs`, which are counts of arithmetic when
-    None, and by M and K, which decide how long a rank waits for the decoder's first output. Raises
-    PlacementError.
+    None, and by M and K, which decide how long a rank waits for the decoder's first output; shards
+    take longer with `recomputes_logits`. Raises PlacementError.
     """
     if name not in PLACEMENTS:
         known = ", ".join(PLACEMENTS)
         raise PlacementError(f"placement {name!r} is unknown; use one of {known}")
     costs = costs or arithmetic_costs(config)
     costs.check(config)
-    cut = _cut(name, config, layer_ranks, softmax_ranks, num_ranks, costs)
+    words_s = vocabulary_s(costs, recomputes_logits=recomputes_logits)
+    cut = _cut(name, config, layer_ranks, softmax_ranks, num_ranks, costs, words_s)
     placement = PLACEMENTS[name](
-        PlacementRequest(config, *cut, costs, num_microbatches, num_chunks)
+        PlacementRequest(config, *cut, costs, num_microbatches, num_chunks, recomputes_logits)
     )
+    placement = replace(placement, recomputes_logits=recomputes_logits)
     placement.check(config)
     return placement
 
@@ -194,7 +198,8 @@ def _shared_words(name: str, request: PlacementRequest, ranks: dict[str, int]) -
     loads = _layer_loads(config, ranks, request.num_ranks, costs)
     waits = _waits(request, ranks)
     with_waits = [load + wait for load, wait in zip(loads, waits, strict=True)]
-    return _assemble(name, request, ranks, balanced_words(with_waits, costs))
+    words = balanced_words(with_waits, costs, recomputes_logits=request.recomputes_logits)
+    return _assemble(name, request, ranks, words)
 
 
 def _waits(request: PlacementRequest, ranks: dict[str, int]) -> list[float]:
@@ -237,8 +242,7 @@ def _in_forward_order(request: PlacementRequest, ranks: dict[str, int]) -> dict[
 
 
 def _with_loss_on(placement: Placement, rank: int) -> Placement:
-    ranks = {**placement.rank_of, "loss": rank}
-    return Placement(placement.name, placement.num_ranks, ranks, placement.shards)
+    return replace(placement, rank_of={**placement.rank_of, "loss": rank})
 
 
 def _cut(
@@ -248,8 +252,9 @@ def _cut(
     softmax_ranks: int,
     num_ranks: int | None,
     costs: Costs,
+    words_s: float,
 ) -> tuple[int, int]:
-    """Return layer ranks and softmax ranks."""
+    """Return layer ranks and softmax ranks; `words_s` are the seconds of all words."""
     if num_ranks is None:
         return (config.num_layers if layer_ranks is None else layer_ranks), softmax_ranks
     if num_ranks < 1:
@@ -262,7 +267,7 @@ def _cut(
     def longest_s(layer_ranks: int) -> float:
         ranks = _layers_together(config, layer_ranks)
         loads = _layer_loads(config, ranks, layer_ranks, costs)
-        words_s, others = vocabulary_s(costs), num_ranks - layer_ranks
+        others = num_ranks - layer_ranks
         if name == "paper":
             return max(*loads, words_s / others)
         return max(common_level(loads + [0.0] * others, words_s), *loads)

@@ -20,17 +20,21 @@ class PlacementError(UserError):
 class Placement:
     """A rank for every block, by block name, and the vocabulary shards as ranges of target words.
 
-    `num_ranks` counts the ranks of one replica.
+    `num_ranks` counts the ranks of one replica. With `recomputes_logits` the shards make their
+    logits twice rather than keep the exponentials; one rank that has everything does neither.
     """
 
     name: str
     num_ranks: int
     rank_of: Mapping[str, int]
     shards: tuple[tuple[int, int], ...]
+    recomputes_logits: bool = False
 
     def blocks(self, config: ModelConfig) -> tuple[BlockSpec, ...]:
         """Describe the model's blocks, in forward order, with this placement's shards."""
-        return network_blocks_of_shards(config, self.shards)
+        whole = self.num_ranks == len(self.shards) == 1
+        recomputes = self.recomputes_logits and not whole
+        return network_blocks_of_shards(config, self.shards, recomputes=recomputes)
 
     def check(self, config: ModelConfig) -> None:
         """Raise PlacementError unless every block is on a rank, and every rank has a block."""

@@ -20,6 +20,7 @@ def placement_from_rules(
     shards: int | Sequence[int] = 1,
     num_ranks: int | None = None,
     name: str = "by hand",
+    recomputes_logits: bool = False,
 ) -> Placement:
     """Make a placement from ranks by block name or shell pattern, and check it.
 
@@ -32,7 +33,7 @@ def placement_from_rules(
     found = {block: _rank(block, rules) for block in names}
     ranks = {block: rank for block, rank in found.items() if rank is not None}
     count = 1 + max(rules.values(), default=0) if num_ranks is None else num_ranks
-    placement = Placement(name, count, ranks, bounds)
+    placement = Placement(name, count, ranks, bounds, recomputes_logits)
     placement.check(config)
     return placement
 

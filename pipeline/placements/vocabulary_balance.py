@@ -6,13 +6,15 @@ from model.network import BlockSpec
 from pipeline.costs.operation_costs import Costs
 
 
-def balanced_words(loads_s: Sequence[float], costs: Costs) -> list[int]:
+def balanced_words(
+    loads_s: Sequence[float], costs: Costs, *, recomputes_logits: bool = False
+) -> list[int]:
     """Share the target words among ranks that have the given seconds of other work.
 
     A rank whose other work is longer than what all would have gets no words.
     """
     num_words = costs.model.target_vocabulary_size
-    word_s = _word_s(costs)
+    word_s = _word_s(costs, recomputes_logits)
     if word_s <= 0.0:
         return _rounded([num_words / len(loads_s)] * len(loads_s), num_words)
     level = common_level(loads_s, num_words * word_s)
@@ -31,16 +33,17 @@ def common_level(loads: Sequence[float], amount: float) -> float:
     return level
 
 
-def vocabulary_s(costs: Costs) -> float:
+def vocabulary_s(costs: Costs, *, recomputes_logits: bool = False) -> float:
     """Return the seconds of all words, without what a shard takes however few it has."""
-    return _word_s(costs) * costs.model.target_vocabulary_size
+    return _word_s(costs, recomputes_logits) * costs.model.target_vocabulary_size
 
 
-def _word_s(costs: Costs) -> float:
+def _word_s(costs: Costs, recomputes: bool) -> float:
     """Return the seconds that one more word takes in a step."""
 
     def shard_s(num_words: int) -> float:
-        return costs.whole_block_s(BlockSpec("", "softmax", "target", 0, (0, num_words)))
+        spec = BlockSpec("", "softmax", "target", 0, (0, num_words), recomputes)
+        return costs.whole_block_s(spec)
 
     # The whole vocabulary, since a difference of two small times would be rounding error.
     num_words = costs.model.target_vocabulary_size

@@ -34,6 +34,7 @@ def plan(
     use_all: bool = False,
     max_operations: int = MAX_OPERATIONS,
     num_candidates: int = NUM_CANDIDATES,
+    recomputes_logits: bool = False,
 ) -> list[Candidate]:
     """Return the best candidate of each layout, the fastest first; those that do not fit are last.
 
@@ -51,7 +52,13 @@ def plan(
     for policy in policies:
         named_policy(policy)
     settings = SearchSettings(
-        policies, microbatches, time_chunks, use_all, max_operations, memory_bytes
+        policies,
+        microbatches,
+        time_chunks,
+        use_all,
+        max_operations,
+        memory_bytes,
+        recomputes_logits,
     )
     search = Search(Trials(model, costs, settings))
     search.run(num_devices)

@@ -62,6 +62,7 @@ class SearchSettings:
     use_all: bool = False
     max_operations: int = MAX_OPERATIONS
     memory_bytes: int | None = None
+    recomputes_logits: bool = False
 
 
 @dataclass
@@ -145,6 +146,7 @@ class Trials:
                     costs=self.costs_of(layout),
                     num_microbatches=cut[0],
                     num_chunks=cut[1],
+                    recomputes_logits=self.settings.recomputes_logits,
                 )
             except PlacementError:
                 made = None

@@ -51,6 +51,7 @@ def save_schedule(path: Path, saved: SavedSchedule) -> None:
             "num_ranks": placement.num_ranks,
             "rank_of": dict(placement.rank_of),
             "shards": [list(words) for words in placement.shards],
+            "recomputes_logits": placement.recomputes_logits,
         },
         "ranks": [[" ".join(map(str, op)) for op in rank] for rank in saved.schedule.operations],
     }
@@ -75,6 +76,7 @@ def _saved(content: dict[str, Any]) -> SavedSchedule:
         int(described["num_ranks"]),
         {str(block): int(rank) for block, rank in described["rank_of"].items()},
         tuple((int(start), int(stop)) for start, stop in described["shards"]),
+        bool(described.get("recomputes_logits", False)),
     )
     ranks = tuple(tuple(map(_operation, rank)) for rank in content["ranks"])
     cuts = int(content["microbatches"]), int(content["time_chunks"])

@@ -34,8 +34,8 @@ def check_memory(
         )
         raise ScheduleError(
             f"rank {rank} would hold {peaks[rank]:,} bytes, {kept:,} of them parameters and their "
-            f"gradients, and the limit is {limit_bytes:,}; use more ranks, a smaller batch, or a "
-            "policy that keeps less, such as 1f1b"
+            f"gradients, and the limit is {limit_bytes:,}; use more ranks, a smaller batch, "
+            "pipeline.recompute_logits=true, or a policy that keeps less, such as 1f1b"
         )
 
 
@@ -204,8 +204,8 @@ class _RankMemory:
                 return num_tokens * cells * compute
             case "softmax", "F":
                 num_words = spec.words[1] - spec.words[0]
-                small = 2 * state + _INDEX_BYTES
-                return num_tokens * (num_words * compute + small)
+                kept = 0 if spec.recomputes else num_words * compute
+                return num_tokens * (kept + 2 * state + _INDEX_BYTES)
             case "recurrence", "F":
                 with_carry = (num_tokens + num_sentences) * cells
                 return 4 * cells * num_tokens * state + with_carry * (state + compute)

@@ -20,8 +20,8 @@ from cluster.run_state import IllegalTransition, RunState, RunStates
 from cluster.tracking.run_metrics import StepOutcome
 from model.batching import Batch, make_batch
 from model.checkpoint_writer import PartRecord
+from model.loss import LossSum
 from model.optimizer import LearningRateSchedule
-from model.softmax import LossSum
 
 STEPS_PER_EPOCH = 4
 

@@ -35,6 +35,14 @@ def test_replicas_stand_on_top_of_every_placement(placement: str, replicas: int)
     assert plan.placement == alone.placement
 
 
+@pytest.mark.parametrize("placement", ["single", "uneven", "auto"])
+def test_logits_are_made_twice_where_that_is_set_and_words_are_cut(placement: str) -> None:
+    layout = f"pipeline.placement={placement}", "pipeline.ranks=2", "pipeline.recompute_logits=true"
+    plan = plan_of(config_of(*layout), MODEL)
+    recomputes = {spec.recomputes for spec in plan.blocks if spec.kind == "softmax"}
+    assert recomputes == {plan.num_ranks > 1}
+
+
 @pytest.mark.parametrize(("ranks", "replicas"), [(1, 2), (2, 2)])
 def test_the_planner_shares_out_ranks_times_replicas(ranks: int, replicas: int) -> None:
     config = config_of(

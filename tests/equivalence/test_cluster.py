@@ -12,7 +12,7 @@ from model.batching import Batch
 from model.checkpoint import Checkpoint
 from model.checkpoint_folder import checkpoint_name
 from model.checkpoint_writer import commit, prepare_staging
-from model.softmax import LossSum
+from model.loss import LossSum
 from model.trainer import Trainer
 from pipeline.plan import Plan
 from tests.batches import random_batch

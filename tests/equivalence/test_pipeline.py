@@ -71,6 +71,17 @@ def test_named_placements_make_the_oracles_step(
     check_step(plan, random_batch(5, seed=sum(cuts)), 5.0, 1e-10)
 
 
+@pytest.mark.parametrize("batch", [random_batch(5, seed=3), NO_WORDS], ids=["words", "no words"])
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("name", ["paper", "split"])
+def test_logits_made_twice_change_nothing(name: str, cuts: tuple[int, int], batch: Batch) -> None:
+    config = small_model()
+    placement = named_placement(name, config, num_ranks=4, recomputes_logits=True)
+    plan = Plan(config, placement, "deferred_weights", *cuts, precision="float64")
+    assert all(spec.recomputes for spec in plan.blocks if spec.kind == "softmax")
+    check_step(plan, batch, 5.0, 1e-10)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("batch", [NO_WORDS, ONE_WORD], ids=["no words", "one word"])
 @pytest.mark.parametrize("cuts", CUTS, ids=str)

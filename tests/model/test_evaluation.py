@@ -8,7 +8,7 @@ import sacrebleu
 
 from model.errors import UserError
 from model.evaluation import corpus_scores
-from model.softmax import LossSum
+from model.loss import LossSum
 
 REFERENCES = ["the cat sat on the mat .", "there is no other way to do this ."]
 

@@ -30,6 +30,16 @@ def test_arithmetic_of_the_papers_model() -> None:
     assert costs.one_device_s() == pytest.approx(3 * (32 + 112) * million)
 
 
+def test_logits_made_twice_cost_a_third_more_all_of_it_in_the_input_gradient() -> None:
+    costs = arithmetic_costs(PAPER)
+    spec = next(spec for spec in network_blocks(PAPER, 4) if spec.kind == "softmax")
+    twice = replace(spec, recomputes=True)
+    once_s = costs.whole_block_s(spec, "F")
+    for kind, factor in (("F", 1), ("I", 3), ("W", 0), ("FIW", 4)):
+        assert costs.whole_block_s(twice, kind) == pytest.approx(factor * once_s)
+        assert costs.fused().whole_block_s(twice, kind) == pytest.approx(factor * once_s)
+
+
 def test_costs_from_the_time_of_a_step_on_one_device() -> None:
     assert arithmetic_costs(PAPER, one_device_step_s=4.4).one_device_s() == pytest.approx(4.4)
     assert arithmetic_costs(PAPER).one_device_s() == pytest.approx(1.0)

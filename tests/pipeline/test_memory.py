@@ -56,6 +56,19 @@ def test_the_softmax_rank_by_hand() -> None:
     assert peak == expected + max(statistics + normalizer, normalizer + gradient)
 
 
+def test_shards_that_make_logits_twice_keep_none() -> None:
+    costs = arithmetic_costs(PAPER)
+    held = {}
+    for recomputes in (False, True):
+        placement = named_placement("paper", PAPER, num_ranks=8, recomputes_logits=recomputes)
+        graph = build_graph(placement.blocks(PAPER), 1, 1, training=True)
+        schedule = POLICIES["deferred_weights"](graph, placement, costs=costs)
+        held[recomputes] = peak_memory_bytes(schedule, graph, placement, costs)
+    softmax_rank = 7
+    exponentials = 4 * 128 * 29 * 20_000
+    assert held[False][softmax_rank] - held[True][softmax_rank] == exponentials
+
+
 def test_1f1b_holds_less_than_fill_drain_where_it_should() -> None:
     assert max(peaks("1f1b", 16)) < max(peaks("fill_drain", 16))
 

@@ -1,6 +1,7 @@
 """Schedules come back from their files, and files that do not fit are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def test_a_schedule_comes_back_with_its_placement(tmp_path: Path, policy: str) -
     loaded = load_schedule(tmp_path / "schedule.json")
     assert loaded == saved_of(plan)
     assert loaded.graph(plan.model) == plan.training.graph
+
+
+def test_whether_logits_are_made_twice_is_kept(tmp_path: Path) -> None:
+    plan = small_plan((2, 2))
+    placement = replace(plan.placement, recomputes_logits=True)
+    save_schedule(tmp_path / "schedule.json", saved_of(replace(plan, placement=placement)))
+    assert load_schedule(tmp_path / "schedule.json").placement == placement
 
 
 def test_its_forward_part_runs_the_evaluation() -> None:
