@@ -13,6 +13,7 @@ from cluster.corpus.prepared import PreparedCorpus
 from model.checkpoint import Checkpoint
 from model.errors import UserError
 from model.evaluation import Scores, corpus_scores
+from model.process_memory import keep_freed_memory
 from model.seq2seq import Seq2Seq
 from model.translator import Translator, load_model
 
@@ -68,8 +69,10 @@ def evaluate_checkpoint(
 
     What is None is as configured in the checkpoint; `limit` takes the first sentences only. The
     baseline is the same network with the initial values of the same seed. `progress` gets the
-    numbers of finished and of all translations. Raises UserError when something does not fit.
+    numbers of finished and of all translations. From now on the process keeps the memory that it
+    frees. Raises UserError when something does not fit.
     """
+    keep_freed_memory()
     opened = Checkpoint.open(checkpoint)
     config = Config.load(opened.path / "config.yaml")
     pairs = _held_out(opened, corpus or config.corpus.directory, split, limit)

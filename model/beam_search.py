@@ -9,8 +9,8 @@ Sentences share the network's steps and nothing else: a beam looks at its own ro
 scores go to the hypothesis further up in the beam, then to the smaller word id.
 
 All beams of a batch are at the same position and are extended together, by arithmetic over arrays:
-a step costs the same calls for one sentence as for hundreds. Numbers come from the device once a
-step, and go there once.
+a step costs the same calls for one sentence as for hundreds. The candidates come from the device in
+one transfer a step.
 
 Shapes: B sentences that are not done, S source positions, R rows (live hypotheses of all sentences,
 sentence by sentence, best first), K the longest beam, C words kept of a row, W the widest beam.

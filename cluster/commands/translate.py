@@ -72,9 +72,7 @@ def evaluate(
     """
     from cluster.commands.progress import progress_display
     from cluster.evaluation_run import evaluate_checkpoint
-    from model.process_memory import keep_freed_memory
 
-    keep_freed_memory()
     with reserved_stdout() as stdout, progress_display("sentences") as display:
         result = evaluate_checkpoint(
             checkpoint,
