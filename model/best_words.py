@@ -49,12 +49,14 @@ def best_words(
     count = min(count, len(weight))
     maximum = outputs.new_full((len(outputs),), -torch.inf, dtype=torch.float64)
     total, ends = torch.zeros_like(maximum), maximum
-    values, words = [], []
+    values: list[Tensor] = []
+    words: list[Tensor] = []
     for start, products in _logit_chunks(outputs, weight, bias):
         logits = products.to(state_format)
         if start <= EOS_ID < start + logits.shape[1]:
             ends = logits[:, EOS_ID - start].to(torch.float64, copy=True)
-        places = best_places(logits, count)
+        floor = torch.cat(values, dim=1).topk(count).values[:, -1] if values else None
+        places = best_places(logits, count, floor)
         values.append(logits.gather(1, places))
         words.append(places + start)
         before, maximum = maximum, torch.maximum(maximum, values[-1].amax(1).double())
@@ -66,10 +68,11 @@ def best_words(
     return BestWords(best.double() - log_normalizer[:, None], ids, ends - log_normalizer)
 
 
-def best_places(values: Tensor, count: int) -> Tensor:
+def best_places(values: Tensor, count: int, floor: Tensor | None = None) -> Tensor:
     """Return the places (R, C) of each row's greatest values (R, N), in ascending order.
 
-    C is the smaller of `count` and N. Of equal values, those at lower places are taken.
+    C is the smaller of `count` and N. Of equal values, those at lower places are taken, but of
+    those not above a row's `floor` (R,) any: so many values that go before them are known already.
     """
     count = min(count, values.shape[1])
     few, places = _candidates(values, count)
@@ -81,6 +84,8 @@ def best_places(values: Tensor, count: int) -> Tensor:
         contested = top.values[:, count] == top.values[:, count - 1]
         # A NaN is greater than all else to topk, and less than nothing to a comparison.
         contested &= ~top.values[:, 0].isnan()
+        if floor is not None:
+            contested &= top.values[:, count - 1] > floor
         if bool(contested.any()):
             thresholds = top.values[contested, count - 1]
             best[contested] = _first_places(values[contested], thresholds, count)

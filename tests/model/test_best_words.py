@@ -56,3 +56,21 @@ def test_a_logit_that_is_no_number_spoils_its_row_alone() -> None:
     assert not found.values[0].isnan().any()
     assert found.values[1].isnan().all()
     assert found.ends.isnan().tolist() == [False, True]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    chunk_values=st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=4),
+    peaks=st.dictionaries(st.integers(0, 3 * CHUNK_WORDS), st.sampled_from([1.0, 2.0, 3.0])),
+    count=st.integers(1, 6),
+)
+def test_ties_over_several_chunks_go_to_the_first_words(
+    chunk_values: list[float], peaks: dict[int, float], count: int
+) -> None:
+    """Whole chunks of equal logits, of which few or none can be among the best."""
+    bias = torch.tensor(chunk_values).repeat_interleave(CHUNK_WORDS)
+    for word, value in peaks.items():
+        bias[word % len(bias)] = value
+    found = best_words(torch.zeros(1, 1), torch.zeros(len(bias), 1), bias, count, torch.float32)
+    expected = bias.sort(descending=True, stable=True).indices[:count]
+    assert torch.equal(found.words[0], expected)
