@@ -36,7 +36,11 @@ def main() -> None:
     for num_rows in options.rows:
         outputs = torch.randn(num_rows, options.cells, generator=generator) * 0.3
         given = outputs, weight, bias, options.count
-        ways = [partial(_chunks, *given), partial(_table, *given), partial(_product, *given)]
+        ways: list[Callable[[], object]] = [
+            partial(_chunks, *given),
+            partial(_table, *given),
+            partial(_product, *given),
+        ]
         chunks_s, table_s, product_s = _medians(ways, options.rounds)
         print(
             f"{num_rows:>4} rows, {options.words:,} words: in chunks {chunks_s * 1e3:,.1f} ms, in "
