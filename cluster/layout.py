@@ -12,6 +12,7 @@ from cluster.config import Config
 from cluster.config.placement_file import read_placement_file
 from cluster.config.sections import PLACEMENT_NAMES
 from cluster.precision_choice import precision_of, with_precision
+from model.errors import UserError
 from model.network import ModelConfig
 from pipeline.costs.arithmetic import arithmetic_costs
 from pipeline.costs.file import load_costs
@@ -50,13 +51,20 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
     config = with_precision(config, None if costs is None else costs.precision)
     precision, seed = config.training.precision, config.seed
     if config.training.schedule is not None:
-        return plan_from_file(
+        made_before = plan_from_file(
             config.training.schedule,
             model,
             precision=precision,
             seed=seed,
             num_replicas=config.pipeline.replicas,
         )
+        if config.pipeline.recompute_logits and not made_before.placement.recomputes_logits:
+            raise UserError(
+                f"pipeline.recompute_logits=true, but training.schedule={config.training.schedule} "
+                "keeps them; make the schedule again with `baton simulate --save-schedule`, or "
+                "leave out one of them"
+            )
+        return made_before
     if costs is None and config.pipeline.costs is not None:
         loaded = load_costs(config.pipeline.costs)
         costs = loaded.fitted_to(model, config.training.batch_size, precision)
@@ -114,7 +122,8 @@ def layout_words(plan: Plan) -> str:
     return (
         f"{replicas}{plan.num_ranks} ranks (placement {plan.placement.name}), {order} schedule, "
         f"{counted(plan.num_microbatches, 'microbatch', 'microbatches')}, "
-        f"{counted(plan.num_chunks, 'time chunk', 'time chunks')}{doubt}"
+        f"{counted(plan.num_chunks, 'time chunk', 'time chunks')}"
+        f"{', logits made twice' if plan.placement.recomputes_logits else ''}{doubt}"
     )
 
 

@@ -55,7 +55,9 @@ def best_words(
         logits = products.to(state_format)
         if start <= EOS_ID < start + logits.shape[1]:
             ends = logits[:, EOS_ID - start].to(torch.float64, copy=True)
-        floor = torch.cat(values, dim=1).topk(count).values[:, -1] if values else None
+        floor = None
+        if sum(kept.shape[1] for kept in values) >= count:
+            floor = torch.cat(values, dim=1).topk(count).values[:, -1]
         places = best_places(logits, count, floor)
         values.append(logits.gather(1, places))
         words.append(places + start)

@@ -166,8 +166,8 @@ class PipelineConfig(Section):
     recompute_logits: bool = Field(
         default=False,
         description="Make the logits of a vocabulary shard twice, rather than keep them for the "
-        "gradients: a third more work for the softmax, and memory that does not grow with the "
-        "words of a batch. A rank that holds the whole model never keeps them",
+        "gradients: a third more work for the softmax, and no table of the shard's words for "
+        "every word of a batch. A rank that holds the whole model never keeps them",
     )
     timeline: bool = Field(
         default=False,

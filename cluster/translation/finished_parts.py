@@ -3,8 +3,8 @@
 `OUTPUT.parts/` holds a manifest, which says of what input, checkpoint and settings the parts are
 translations, and a file for each finished part. A part's file has its name only once the disk has
 its contents, so a run that was killed at any moment goes on from what the folder holds. The output
-file itself appears whole or not at all. A folder of that name that holds anything else is somebody
-else's: nothing is written into it, and no file but our own is ever deleted.
+file itself appears whole or not at all. A folder of that name that holds other files and not our
+manifest is somebody else's: nothing is written into it. No file but our own is ever deleted.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from pipeline.json_file import read_json, write_json
 
 _KIND, _VERSION = "translation", 1
 _MANIFEST, _STAGED_OUTPUT = "manifest.json", "output.tmp"
-_OUR_FILES = re.compile(rf"part-\d{{6}}\.(json|tmp)|{_STAGED_OUTPUT}|{_MANIFEST}(\.part)?")
+_OUR_FILES = re.compile(rf"part-\d{{6,}}\.(json|tmp)|{_STAGED_OUTPUT}|{_MANIFEST}(\.part)?")
 
 
 class ResumeError(UserError):
@@ -55,14 +55,15 @@ class FinishedParts:
             raise _not_writable(output, error) from None
         with _alone(folder):
             manifest = folder / _MANIFEST
-            if not manifest.exists():
+            if manifest.exists():
+                found = read_json(manifest, _KIND, _VERSION, ResumeError)
+            else:
                 _check_ours(folder)
             if restart or not manifest.exists():
                 _empty(folder, output)
-            if manifest.exists():
-                _check_same(folder, read_json(manifest, _KIND, _VERSION, ResumeError), identity)
-            else:
                 write_json(manifest, _KIND, _VERSION, identity)
+            else:
+                _check_same(folder, found, identity)
             yield cls(folder, output, parts)
 
     def missing(self) -> list[Part]:

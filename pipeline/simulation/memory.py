@@ -32,10 +32,16 @@ def check_memory(
             for spec in graph.blocks
             if placement.rank_of[spec.name] == rank
         )
+        keeps_logits = any(
+            spec.kind == "softmax" and not spec.recomputes and placement.num_ranks > 1
+            for spec in graph.blocks
+            if placement.rank_of[spec.name] == rank
+        )
+        recompute = "pipeline.recompute_logits=true, " if keeps_logits else ""
         raise ScheduleError(
             f"rank {rank} would hold {peaks[rank]:,} bytes, {kept:,} of them parameters and their "
             f"gradients, and the limit is {limit_bytes:,}; use more ranks, a smaller batch, "
-            "pipeline.recompute_logits=true, or a policy that keeps less, such as 1f1b"
+            f"{recompute}or a policy that keeps less, such as 1f1b"
         )
 
 

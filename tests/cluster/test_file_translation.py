@@ -153,6 +153,20 @@ def test_parts_without_a_manifest_are_nobodys_and_other_files_stay(
 
 
 @pytest.mark.parametrize("restart", [False, True])
+def test_another_programs_manifest_is_refused_and_kept(
+    source: Path, tmp_path: Path, restart: bool
+) -> None:
+    folder, parts = tmp_path / "out.txt.parts", InputParts.of(source)
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"files": []}')
+    (folder / "output.tmp").write_text("somebody's")
+    opened = FinishedParts.open(tmp_path / "out.txt", parts, {}, restart=restart)
+    with pytest.raises(ResumeError, match=r"manifest\.json"), opened:
+        pass
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "output.tmp"}
+
+
+@pytest.mark.parametrize("restart", [False, True])
 def test_a_folder_of_somebody_else_is_left_as_it_is(
     source: Path, tmp_path: Path, restart: bool
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.config import Config
 from cluster.layout import layout_words, plan_of
+from model.errors import UserError
 from model.network import ModelConfig
 from pipeline.schedules.file import SavedSchedule, save_schedule
 
@@ -51,6 +52,19 @@ def test_the_planner_shares_out_ranks_times_replicas(ranks: int, replicas: int) 
     plan = plan_of(config, MODEL)
     assert plan.num_workers == config.num_workers == ranks * replicas
     assert plan == plan_of(config, MODEL)
+
+
+def test_a_saved_schedule_that_keeps_logits_does_not_hide_that_others_were_asked_for(
+    tmp_path: Path,
+) -> None:
+    made = plan_of(config_of("pipeline.placement=uneven", "pipeline.ranks=2"), MODEL)
+    cuts = made.num_microbatches, made.num_chunks
+    path = tmp_path / "schedule.json"
+    save_schedule(path, SavedSchedule(made.training.schedule, made.placement, *cuts, made.policy))
+    schedule = f"training.schedule={path}"
+    assert plan_of(config_of(schedule), MODEL).placement == made.placement
+    with pytest.raises(UserError, match=r"recompute_logits=true, but .* keeps them"):
+        plan_of(config_of(schedule, "pipeline.recompute_logits=true"), MODEL)
 
 
 def test_every_replica_follows_a_saved_schedule(tmp_path: Path) -> None:
