@@ -58,7 +58,9 @@ def plan_of(config: Config, model: ModelConfig, *, costs: Costs | None = None) -
             seed=seed,
             num_replicas=config.pipeline.replicas,
         )
-        if config.pipeline.recompute_logits and not made_before.placement.recomputes_logits:
+        placement = made_before.placement
+        keeps = not (placement.is_whole or placement.recomputes_logits)
+        if config.pipeline.recompute_logits and keeps:
             raise UserError(
                 f"pipeline.recompute_logits=true, but training.schedule={config.training.schedule} "
                 "keeps them; make the schedule again with `baton simulate --save-schedule`, or "

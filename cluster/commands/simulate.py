@@ -223,7 +223,7 @@ def _result(plan: "Plan", simulation: "Simulation") -> dict[str, Any]:
         "policy": plan.policy,
         "microbatches": plan.num_microbatches,
         "time_chunks": plan.num_chunks,
-        "recompute_logits": plan.placement.recomputes_logits,
+        "recompute_logits": any(spec.recomputes for spec in plan.blocks),
         "devices": simulation.num_devices,
         "replicas": simulation.num_replicas,
         "speedup": simulation.speedup,

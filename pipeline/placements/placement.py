@@ -32,9 +32,13 @@ class Placement:
 
     def blocks(self, config: ModelConfig) -> tuple[BlockSpec, ...]:
         """Describe the model's blocks, in forward order, with this placement's shards."""
-        whole = self.num_ranks == len(self.shards) == 1
-        recomputes = self.recomputes_logits and not whole
+        recomputes = self.recomputes_logits and not self.is_whole
         return network_blocks_of_shards(config, self.shards, recomputes=recomputes)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one rank has all words in one shard, so that no logits are kept anyway."""
+        return self.num_ranks == len(self.shards) == 1
 
     def check(self, config: ModelConfig) -> None:
         """Raise PlacementError unless every block is on a rank, and every rank has a block."""

@@ -27,15 +27,10 @@ def check_memory(
     """Raise ScheduleError if a rank would hold more than the limit; `peaks` has what each holds."""
     rank = max(range(len(peaks)), key=lambda rank: peaks[rank])
     if peaks[rank] > limit_bytes:
-        kept = sum(
-            parameter_bytes(spec, costs.model, Precision(costs.precision))
-            for spec in graph.blocks
-            if placement.rank_of[spec.name] == rank
-        )
-        keeps_logits = any(
-            spec.kind == "softmax" and not spec.recomputes and placement.num_ranks > 1
-            for spec in graph.blocks
-            if placement.rank_of[spec.name] == rank
+        owned = [spec for spec in graph.blocks if placement.rank_of[spec.name] == rank]
+        kept = sum(parameter_bytes(spec, costs.model, Precision(costs.precision)) for spec in owned)
+        keeps_logits = not placement.is_whole and any(
+            spec.kind == "softmax" and not spec.recomputes for spec in owned
         )
         recompute = "pipeline.recompute_logits=true, " if keeps_logits else ""
         raise ScheduleError(

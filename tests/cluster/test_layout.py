@@ -67,6 +67,15 @@ def test_a_saved_schedule_that_keeps_logits_does_not_hide_that_others_were_asked
         plan_of(config_of(schedule, "pipeline.recompute_logits=true"), MODEL)
 
 
+def test_a_saved_schedule_of_one_rank_keeps_no_logits_to_begin_with(tmp_path: Path) -> None:
+    made = plan_of(config_of("pipeline.placement=single"), MODEL)
+    cuts = made.num_microbatches, made.num_chunks
+    path = tmp_path / "schedule.json"
+    save_schedule(path, SavedSchedule(made.training.schedule, made.placement, *cuts, made.policy))
+    plan = plan_of(config_of(f"training.schedule={path}", "pipeline.recompute_logits=true"), MODEL)
+    assert plan.placement == made.placement
+
+
 def test_every_replica_follows_a_saved_schedule(tmp_path: Path) -> None:
     made = plan_of(config_of("pipeline.placement=paper", "pipeline.ranks=2"), MODEL)
     path = tmp_path / "schedule.json"
