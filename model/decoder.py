@@ -1,8 +1,8 @@
 """The decoder as translation needs it: a word a row at a time, nothing kept for a backward pass.
 
 The numbers are those of the trained blocks, here for many rows that come and go. States lie row by
-row, all layers of a row together, so that a search moves a row in one copy. They and
-the gates are written into memory that is taken once.
+row, all layers of a row together, so that a search moves a row in one copy. They and the gates are
+written into memory that is taken once.
 
 Shapes: R rows (hypotheses), L layers, E embedding numbers, H cells, V target words.
 """

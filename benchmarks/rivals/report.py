@@ -10,6 +10,7 @@ from benchmarks.rivals.contestants import NUM_CORES
 from benchmarks.rivals.shares import Share
 from model.batching import Batch
 from model.network import ModelConfig
+from pipeline.placements.description import counted
 
 PAPER_WORDS_PER_S = 1700
 """The paper's words a second on one GPU (section 3.5)."""
@@ -51,14 +52,10 @@ def _conditions(contest: Contest, machine: str, note: str) -> list[str]:
         f"- Batches: {task.batch_size} pairs with lengths like WMT's; one to warm up, "
         f"{task.num_steps} timed ({'; '.join(_described(b) for b in contest.batches[1:])}). A step "
         f"needs {contest.num_operations / task.num_steps / 1e12:,.2f} TFLOP on average.",
-        f"- Medians of {rounds} {_plural('round', rounds)}; in each, everybody starts, trains and "
+        f"- Medians of {counted(rounds, 'round')}; in each, everybody starts, trains and "
         "ends, one after the other. Words count both sides with their ends, without padding.",
     ]
     return [*lines, *([f"- {note}"] if note else [])]
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
 
 
 def _described(batch: Batch) -> str:

@@ -36,7 +36,7 @@ from cluster.corpus.vocabularies import (
     write_vocabularies,
 )
 from cluster.corpus.writing import SplitWriter
-from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
+from cluster.ingest.data_streams import WORKER_CPUS, stream_settings, tables
 from model.durable_files import sync_file, sync_folder
 from model.word_vocabulary import WordSplitter
 
@@ -161,7 +161,7 @@ def _write_split(
     )
     phase, total, seen = f"encoding {split.name}", sum(split.num_pairs), 0
     progress(phase, 0, total)
-    with SplitWriter(folder, split.name, config.row_group_size) as writer, ordered_streams():
+    with SplitWriter(folder, split.name, config.row_group_size) as writer, stream_settings():
         encoded = split.read().map_batches(
             encode, batch_size=None, batch_format="pyarrow", num_cpus=WORKER_CPUS
         )

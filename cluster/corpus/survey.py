@@ -12,7 +12,7 @@ import ray
 from cluster.config.corpus import CorpusConfig
 from cluster.corpus.files import CorpusError, InputShard, ProgressReport, find_shards
 from cluster.corpus.stages import read_shard, survey_shard
-from cluster.ingest.data_streams import ordered_streams, stream, tables
+from cluster.ingest.data_streams import stream, stream_settings, tables
 
 _SPLITS = ("train", "valid", "test")
 
@@ -60,7 +60,7 @@ def survey(config: CorpusConfig, progress: ProgressReport) -> dict[str, Surveyed
 def _survey_shards(shards: list[InputShard], progress: ProgressReport) -> list[dict[str, Any]]:
     progress("reading the text", 0, len(shards))
     rows: list[dict[str, Any]] = []
-    with ordered_streams():
+    with stream_settings():
         surveyed = stream(len(shards), lambda number: iter([survey_shard(shards[number])]), cpus=1)
         for table in tables(surveyed):
             rows += table.to_pylist()

@@ -16,7 +16,7 @@ from cluster.corpus.pair_filter import PairFilter
 from cluster.corpus.prepared import Side, VocabularyEntry
 from cluster.corpus.stages import SIDES, VocabularyEvidence
 from cluster.corpus.survey import SurveyedSplit
-from cluster.ingest.data_streams import WORKER_CPUS, ordered_streams, tables
+from cluster.ingest.data_streams import WORKER_CPUS, stream_settings, tables
 from model.byte_vocabulary import ByteVocabulary
 from model.durable_files import sync_file
 from model.sentencepiece_vocabulary import SentencePieceVocabulary
@@ -71,7 +71,7 @@ def _gather_evidence(
     if not evidence.languages and not evidence.sampled:
         return counts, samples
     progress("counting words", 0, None)
-    with ordered_streams():
+    with stream_settings():
         found = train.read().map_batches(
             evidence, batch_size=None, batch_format="pyarrow", num_cpus=WORKER_CPUS
         )

@@ -70,14 +70,15 @@ def tables(dataset: "ray.data.Dataset", prefetch: int = 2) -> Iterator[pa.Table]
 
 
 @contextmanager
-def ordered_streams(max_bytes_ahead: int | None = None) -> Iterator[None]:
+def stream_settings(max_bytes_ahead: int | None = None, *, in_order: bool = True) -> Iterator[None]:
     """Build datasets in here: their order is fixed, their blocks are small, they print nothing.
 
+    Without `in_order`, blocks come as they are ready, so that a slow one holds none up.
     `max_bytes_ahead` bounds what a stream holds in the object store ahead of its consumer; one task
     may always run, so a larger block does not stop it.
     """
     context = DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
+    context.execution_options.preserve_order = in_order
     context.target_max_block_size = _BLOCK_BYTES
     if max_bytes_ahead is not None:
         context.execution_options.resource_limits = ExecutionResources.for_limits(

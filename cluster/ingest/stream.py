@@ -75,9 +75,9 @@ class BatchStream:
         """
         if first_batch >= self.num_batches:
             return
-        from cluster.ingest.data_streams import ordered_streams, tables
+        from cluster.ingest.data_streams import stream_settings, tables
 
-        with ordered_streams(_MAX_BYTES_AHEAD):
+        with stream_settings(_MAX_BYTES_AHEAD):
             windows = self._windows(epoch, first_batch)
         for table in tables(windows, prefetch=1):
             for cursor, row in batches_of(table):

@@ -55,11 +55,12 @@ class FinishedParts:
             raise _not_writable(output, error) from None
         with _alone(folder):
             manifest = folder / _MANIFEST
+            found = None
             if manifest.exists():
                 found = read_json(manifest, _KIND, _VERSION, ResumeError)
             else:
                 _check_ours(folder)
-            if restart or not manifest.exists():
+            if restart or found is None:
                 _empty(folder, output)
                 write_json(manifest, _KIND, _VERSION, identity)
             else:
@@ -114,9 +115,8 @@ class FinishedParts:
 def _empty(folder: Path, output: Path) -> None:
     """Delete what was finished, and then the manifest: while there are parts it says whose."""
     try:
-        for path in _our_files(folder):
-            if path.name != _MANIFEST:
-                path.unlink()
+        for name in _our_files(folder) - {_MANIFEST}:
+            (folder / name).unlink()
         sync_folder(folder)
         (folder / _MANIFEST).unlink(missing_ok=True)
         sync_folder(folder)
@@ -124,18 +124,17 @@ def _empty(folder: Path, output: Path) -> None:
         raise _not_writable(output, error) from None
 
 
-def _our_files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if _OUR_FILES.fullmatch(path.name)]
+def _our_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if _OUR_FILES.fullmatch(path.name)}
 
 
 def _check_ours(folder: Path) -> None:
     """Raise ResumeError if a folder without a manifest holds what no translation left there."""
-    ours = set(_our_files(folder))
-    other = next((path.name for path in sorted(folder.iterdir()) if path not in ours), None)
-    if other is not None:
+    others = sorted({path.name for path in folder.iterdir()} - _our_files(folder))
+    if others:
         raise ResumeError(
-            f"{folder} holds {other!r}, which no translation made, and is where finished parts are "
-            "to be kept; move it away, or give another --output"
+            f"{folder} holds {others[0]!r}, which no translation made, and is where finished parts "
+            "are to be kept; move it away, or give another --output"
         )
 
 

@@ -14,7 +14,7 @@ import ray.data
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from cluster.cores import num_usable_cores
-from cluster.ingest.data_streams import ordered_streams, tables
+from cluster.ingest.data_streams import stream_settings, tables
 from cluster.resources import ClusterError
 from cluster.translation.part_translator import PartTranslator, TranslationJob
 from cluster.translation.parts import Part
@@ -62,11 +62,9 @@ def translated_parts(
     """
     num_gpus = int(job.device == "cuda")
     _check_gpus(num_workers * num_gpus)
-    with ordered_streams():
-        context = ray.data.DataContext.get_current()
-        context.wait_for_min_actors_s = START_TIMEOUT_S
-        # A part that takes long, or whose worker dies, must not hold up what others have finished.
-        context.execution_options.preserve_order = False
+    # A part that takes long, or whose worker dies, must not hold up what others have finished.
+    with stream_settings(in_order=False):
+        ray.data.DataContext.get_current().wait_for_min_actors_s = START_TIMEOUT_S
         results = _results(job, parts, num_workers, num_threads, num_gpus)
         try:
             for table in tables(results, prefetch=0):
